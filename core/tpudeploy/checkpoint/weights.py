@@ -1,0 +1,95 @@
+"""Canonical weights of a model, read from a checkpoint through an adapter's weight table, each one checked."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from tpudeploy.checkpoint.reader import FETCH_HINT, Checkpoint
+from tpudeploy.contracts.decoder import DecoderConfig
+from tpudeploy.contracts.weights import WeightRef, WeightTable, weight_shapes
+from tpudeploy.errors import CheckpointError, PluginError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ModelWeights:
+    """Reads canonical weights (see contracts.weights) one at a time, as published.
+
+    :raises CheckpointError: a tensor that the model needs is missing from the checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, table: WeightTable) -> None:
+        self.checkpoint = checkpoint
+        self.config = config
+        self._table = table
+        self._shapes = dict(weight_shapes(config))
+        unknown = [name for name in self._shapes if name not in table]
+        if unknown:
+            raise PluginError(f"the adapter's weight table lacks {unknown[0]!r}.")
+        missing = sorted({table[name].tensor for name in self._shapes} - checkpoint.tensor_names)
+        if missing:
+            raise CheckpointError(
+                f"{checkpoint.folder} lacks {len(missing)} tensors that the model needs, first {missing[0]!r}.",
+                hint=FETCH_HINT,
+            )
+
+    def read(self, name: str) -> torch.Tensor:
+        """One canonical weight in its published element type.
+
+        :raises CheckpointError: wrong shape, or numbers that are not finite.
+        """
+        return self._check(name, self._rows(name, self._table[name]))
+
+    def read_f32(self, name: str) -> torch.Tensor:
+        """One canonical weight as float32."""
+        return self.read(name).float()
+
+    def layer_names(self, layer: int) -> list[str]:
+        """Canonical names of one layer's weights, whole."""
+        prefix = f"layers.{layer}."
+        return [name for name in self._shapes if name.startswith(prefix)]
+
+    def digest(self, names: list[str]) -> str:
+        """SHA-256 (hex) over names, element types and numbers: the content that a stage is keyed by."""
+        import torch
+
+        sha = hashlib.sha256()
+        for name in names:
+            tensor = self.read(name).contiguous()
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return sha.hexdigest()
+
+    def _rows(self, name: str, ref: WeightRef) -> torch.Tensor:
+        tensor = self.checkpoint.read(ref.tensor)
+        if ref.rows is None:
+            return tensor
+        start, stop = ref.rows
+        if tensor.shape[0] < stop:
+            raise CheckpointError(
+                f"tensor {ref.tensor!r} has {tensor.shape[0]} rows, but {name} needs rows {start} to {stop}: "
+                "the weights do not fit config.json.",
+                hint=FETCH_HINT,
+            )
+        return tensor[start:stop]
+
+    def _check(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        expected = self._shapes[name]
+        where = f"tensor {self._table[name].tensor!r} ({name})"
+        if tuple(tensor.shape) != expected:
+            raise CheckpointError(
+                f"{where} has the shape {list(tensor.shape)}, but config.json asks for {list(expected)}.",
+                hint=FETCH_HINT,
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{where} holds {tensor.dtype}, not floating point numbers.",
+                hint="Quantized checkpoints are not supported; use the original one.",
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{where} holds numbers that are not finite.", hint=FETCH_HINT)
+        return tensor

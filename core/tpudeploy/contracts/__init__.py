@@ -1,0 +1,1 @@
+"""The typed values that rooms and plugins exchange. Imports no torch, transformers, onnx or typer."""

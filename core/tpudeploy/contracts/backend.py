@@ -1,0 +1,233 @@
+"""The backend contract: load a bundle, launch its nets by name on device buffers, copy in and out, report, close.
+
+A :class:`Backend` describes one way to run nets and opens a :class:`Session` on a bundle. A session hands out
+:class:`Buffer` objects and binds nets to :class:`TensorView` parts of them once; a launch then costs one call. The
+base class checks every binding in Python (names, shapes, element types, bounds, devices) before a library sees it,
+because vendor runtimes answer a wrong argument with a crash or a silent overrun.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from typing_extensions import Self
+
+from tpudeploy.contracts.base import Value
+from tpudeploy.contracts.bundle import BundleFormat, Manifest
+from tpudeploy.contracts.dtypes import Array, DType, from_storage, to_storage
+from tpudeploy.contracts.net import NetSpec, TensorSpec
+from tpudeploy.errors import BackendError
+
+
+class DeviceInfo(Value):
+    """One device that a backend can use.
+
+    :param memory_bytes: its memory, or None where it is not known.
+    :param used_bytes: how much of it is in use, or None where it is not known.
+    """
+
+    id: int
+    name: str
+    memory_bytes: int | None = None
+    used_bytes: int | None = None
+
+
+class Availability(Value):
+    """Whether a backend can run here, and what to do where it cannot."""
+
+    available: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+class MemoryReport(Value):
+    """Device memory that one session holds, in bytes."""
+
+    weights_bytes: int
+    buffers_bytes: int
+
+
+class Buffer(ABC):
+    """A piece of device memory of ``size_bytes`` bytes on chip ``chip``; freed with its session."""
+
+    size_bytes: int
+    chip: int
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor that lies somewhere in a buffer.
+
+    :param offset_bytes: where in the buffer it begins.
+    """
+
+    buffer: Buffer
+    shape: tuple[int, ...]
+    dtype: DType
+    offset_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it covers."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize_bytes
+
+
+class BoundNet(ABC):
+    """A net with its arguments built: launching it costs one call."""
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Start the net; it has finished after :meth:`Session.sync`. :raises BackendError: the launch failed."""
+
+    @abstractmethod
+    def move_output(self, name: str, offset_bytes: int) -> None:
+        """Let output ``name`` begin elsewhere in its buffer: how present K and V go straight into the cache.
+
+        :raises BackendError: it would not fit there.
+        """
+
+    @abstractmethod
+    def move_input(self, name: str, offset_bytes: int) -> None:
+        """Let input ``name`` begin elsewhere in its buffer: how the output head reads a chunk's last token.
+
+        :raises BackendError: it would not fit there.
+        """
+
+
+class Session(ABC):
+    """One loaded bundle on its devices. A context manager; closing twice does nothing."""
+
+    manifest: Manifest
+
+    @abstractmethod
+    def allocate(self, size_bytes: int, *, chip: int = 0) -> Buffer:
+        """New zeroed device memory. :raises BackendError: the device has no room."""
+
+    @abstractmethod
+    def write_bytes(self, buffer: Buffer, data: Array, offset_bytes: int) -> None:
+        """Copy a contiguous host array into a buffer; bounds were checked."""
+
+    @abstractmethod
+    def read_bytes(self, buffer: Buffer, out: Array, offset_bytes: int) -> None:
+        """Copy from a buffer into a contiguous host array; bounds were checked, nets were waited for."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Wait for every launched net. :raises BackendError: one of them failed."""
+
+    @abstractmethod
+    def memory(self) -> MemoryReport:
+        """Device memory held now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything; the session is unusable afterwards. Idempotent."""
+
+    @abstractmethod
+    def _bind(self, net: NetSpec, inputs: Mapping[str, TensorView], outputs: Mapping[str, TensorView]) -> BoundNet:
+        """Build the arguments of a net whose views were all checked."""
+
+    def tensor(self, spec: TensorSpec, *, chip: int = 0) -> TensorView:
+        """Allocate a buffer of just the size of ``spec``."""
+        return TensorView(self.allocate(spec.size_bytes, chip=chip), spec.shape, spec.dtype)
+
+    def write(self, view: TensorView, values: Array) -> None:
+        """Copy numbers to the device, converted to the view's element type.
+
+        :param values: an array of the view's shape.
+        :raises BackendError: another shape, or outside of the buffer.
+        """
+        if tuple(values.shape) != view.shape:
+            raise BackendError(f"cannot write an array of shape {list(values.shape)} to a tensor {list(view.shape)}.")
+        _check_bounds("written tensor", view)
+        self.write_bytes(view.buffer, to_storage(values, view.dtype), view.offset_bytes)
+
+    def read(self, view: TensorView) -> Array:
+        """Wait for the device and copy a tensor to the host; floats come back as float32."""
+        _check_bounds("read tensor", view)
+        self.sync()
+        out = np.empty(view.shape, dtype=view.dtype.numpy)
+        self.read_bytes(view.buffer, out, view.offset_bytes)
+        return from_storage(out, view.dtype)
+
+    def bind(self, name: str, inputs: Mapping[str, TensorView], outputs: Mapping[str, TensorView]) -> BoundNet:
+        """Prepare a net for launching, every argument checked.
+
+        :raises BackendError: an unknown net; a missing, surplus or misplaced tensor; a wrong shape or element type.
+        """
+        try:
+            net = self.manifest.nets.net(name)
+        except KeyError:
+            raise BackendError(f"the bundle has no net {name!r}.") from None
+        _check_views(net, "input", net.inputs, inputs)
+        _check_views(net, "output", net.outputs, outputs)
+        return self._bind(net, inputs, outputs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Backend(ABC):
+    """One way to run nets. Subclass it, and register it with ``tpudeploy_backends``."""
+
+    name: str
+    """What users type after ``--backend``."""
+    summary: str
+    """One sentence."""
+    formats: frozenset[BundleFormat]
+    """The bundle formats that it runs."""
+    priority: int = 0
+    """``--backend auto`` takes the available backend of the highest priority; real chips before simulations."""
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Whether it can run here; cheap, and never raises."""
+
+    @abstractmethod
+    def devices(self) -> Sequence[DeviceInfo]:
+        """The devices there are, with their memory."""
+
+    @abstractmethod
+    def open(self, folder: Path, manifest: Manifest, *, devices: Sequence[int] = (0,)) -> Session:
+        """Load a bundle whose files were checked against their digests.
+
+        :param folder: the bundle's folder.
+        :param devices: device ids, one a chip of the bundle.
+        :raises BackendError: not available, no such device, no memory, or a net that is not as the manifest says.
+        """
+
+
+def _check_views(net: NetSpec, what: str, specs: Sequence[TensorSpec], views: Mapping[str, TensorView]) -> None:
+    names = {spec.name for spec in specs}
+    if names != set(views):
+        raise BackendError(f"net {net.name} takes the {what}s {sorted(names)}, but {sorted(views)} were given.")
+    for spec in specs:
+        view = views[spec.name]
+        if view.shape != spec.shape or view.dtype is not spec.dtype:
+            raise BackendError(
+                f"net {net.name}: {what} {spec} was given a tensor {view.dtype.value}{list(view.shape)}."
+            )
+        if view.buffer.chip != net.chip:
+            raise BackendError(f"net {net.name} runs on chip {net.chip}, its {what} {spec.name} does not lie there.")
+        _check_bounds(f"net {net.name}: {what} {spec.name}", view)
+
+
+def _check_bounds(what: str, view: TensorView) -> None:
+    end = view.offset_bytes + view.size_bytes
+    if view.offset_bytes < 0 or end > view.buffer.size_bytes:
+        raise BackendError(
+            f"{what} would cover bytes {view.offset_bytes} to {end} of a buffer of {view.buffer.size_bytes} bytes."
+        )

@@ -1,0 +1,84 @@
+"""The bundle: all that travels to a device. A folder with a manifest that names every file with its digest."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pydantic import Field, field_validator
+
+from tpudeploy.contracts.base import Value
+from tpudeploy.contracts.net import NetSet
+from tpudeploy.contracts.patch import Patch
+from tpudeploy.contracts.quant import QuantScheme
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class BundleFormat(str, Enum):
+    """What the nets are stored as."""
+
+    ONNX = "onnx"
+    BMODEL = "bmodel"
+
+
+class BundleFile(Value):
+    """One file of a bundle.
+
+    :param path: relative to the bundle's folder, with ``/``; never absolute, never upwards.
+    :param size_bytes: its size.
+    :param sha256: its digest (hex).
+    """
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        parts = path.split("/")
+        if not path or path.startswith("/") or "\\" in path or "\0" in path or any(p in {"", ".", ".."} for p in parts):
+            raise ValueError(f"path {path!r} does not stay inside the bundle")
+        return path
+
+
+class CompilerInfo(Value):
+    """What made the nets.
+
+    :param name: ``"tpu-mlir"`` or ``"onnx"``.
+    :param version: its version.
+    :param cycles: modelled chip cycles of each net (1e6 = 1 ms), where the compiler reports them.
+    """
+
+    name: str
+    version: str
+    cycles: dict[str, int] = Field(default_factory=dict)
+
+
+class Manifest(Value):
+    """What a bundle holds and where it came from.
+
+    :param model: the adapter's name.
+    :param variant: the variant's name; empty for a checkpoint that is no known variant.
+    :param checkpoint_digest: SHA-256 over the checkpoint's config and tensor files.
+    :param net_files: net name -> file that holds it (a bmodel holds many).
+    :param tokenizer_files: paths of the tokenizer's files, below ``tokenizer/``; empty when it ships none.
+    :param stop_ids: ids that end an answer, for use without the adapter's tokenizer.
+    :param patches: the patches that were applied, in order.
+    """
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    variant: str
+    checkpoint_digest: str
+    format: BundleFormat
+    quant: QuantScheme
+    nets: NetSet
+    net_files: dict[str, str]
+    tokenizer_files: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    patches: tuple[Patch, ...] = ()
+    compiler: CompilerInfo
+    tpudeploy_version: str
+    files: tuple[BundleFile, ...]

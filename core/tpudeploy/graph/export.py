@@ -1,0 +1,113 @@
+"""Write the slices of a model as ONNX, one slice in memory at a time, and check each against the torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tpudeploy.checkpoint.weights import ModelWeights
+from tpudeploy.contracts.adapter import Tolerance
+from tpudeploy.contracts.base import Value
+from tpudeploy.contracts.decoder import DecoderConfig
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.contracts.net import NetSpec
+from tpudeploy.errors import CompileError
+from tpudeploy.graph.onnx_builder import OnnxBuilder, save_onnx
+from tpudeploy.graph.onnx_decoder import build_graph
+from tpudeploy.graph.slice_check import SliceCase, reference_cases
+from tpudeploy.graph.slice_weights import Slice, slice_arrays
+from tpudeploy.graph.weight_file import WeightFile, write_weight_file
+
+
+class SliceCheck(Value):
+    """How one exported net compares with the torch reference.
+
+    :param max_error: largest absolute difference of any output, divided by the output's largest magnitude where that
+        is over one.
+    :param cosine: smallest cosine similarity of any output.
+    """
+
+    net: str
+    max_error: float
+    cosine: float
+
+
+class ModelExport(Value):
+    """What to export: a decoder with its patches applied, and how exact its slices must be."""
+
+    config: DecoderConfig
+    seq_length: int
+    tolerance: Tolerance
+
+
+def net_graphs(part: Slice, export: ModelExport) -> list[tuple[NetSpec, OnnxBuilder]]:
+    """The graphs of a slice's nets, without weights."""
+    return [(net, build_graph(export.config, net, export.seq_length)) for net in part.nets]
+
+
+def write_slice_weights(part: Slice, weights: ModelWeights, export: ModelExport, folder: Path) -> WeightFile:
+    """Write ``NAME.npz``, which all nets of the slice share."""
+    arrays = slice_arrays(part, weights, export.config, export.seq_length)
+    return write_weight_file(folder / f"{part.name}.npz", arrays)
+
+
+def write_slice_graphs(part: Slice, export: ModelExport, weight_file: WeightFile, folder: Path) -> list[Path]:
+    """Write one ``NET.onnx`` a net beside its weight file."""
+    paths = []
+    for net, graph in net_graphs(part, export):
+        path = folder / f"{net.name}.onnx"
+        model = graph.model(net.inputs, net.outputs, location=weight_file.name, entries=weight_file.entries)
+        save_onnx(model, path)
+        paths.append(path)
+    return paths
+
+
+def check_slice(part: Slice, weights: ModelWeights, export: ModelExport, folder: Path) -> list[SliceCheck]:
+    """Run every ONNX net of a slice beside the torch reference in its published form.
+
+    :raises CompileError: a net is further from the reference than the adapter's tolerance.
+    """
+    checks = []
+    for case in reference_cases(part, weights, export.config):
+        check = _compare(case, _run_onnx(folder / f"{case.net.name}.onnx", case))
+        if not (check.max_error <= export.tolerance.absolute and check.cosine >= export.tolerance.cosine):
+            raise CompileError(
+                f"the exported net {check.net} differs from the torch reference: error {check.max_error:.3g} "
+                f"(allowed {export.tolerance.absolute:.3g}), cosine {check.cosine:.7f} "
+                f"(at least {export.tolerance.cosine}).",
+                hint="This is a defect of the adapter or of tpudeploy: please report it with config.json.",
+            )
+        checks.append(check)
+    return checks
+
+
+def _run_onnx(path: Path, case: SliceCase) -> Sequence[Array]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Packing copies every weight; a net that runs once is better off without.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    outputs: Sequence[Array] = session.run([spec.name for spec in case.net.outputs], case.inputs)
+    return outputs
+
+
+def _compare(case: SliceCase, outputs: Sequence[Array]) -> SliceCheck:
+    errors, cosines = [0.0], [1.0]
+    for expected, actual in zip(case.outputs, outputs, strict=True):
+        error, cosine = compare(expected, actual)
+        errors.append(error)
+        cosines.append(cosine)
+    return SliceCheck(net=case.net.name, max_error=max(errors), cosine=min(cosines))
+
+
+def compare(expected: Array, actual: Array) -> tuple[float, float]:
+    """Largest difference (relative to the largest magnitude where that is over one) and cosine similarity."""
+    expected, actual = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    norm = float(np.linalg.norm(expected) * np.linalg.norm(actual))
+    cosine = float(expected @ actual) / norm if norm else float(np.array_equal(expected, actual))
+    return float(np.abs(expected - actual).max(initial=0.0)) / scale, cosine

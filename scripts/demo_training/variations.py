@@ -1,0 +1,153 @@
+"""Endless training samples around the dialogues: other phrasings, system prompts, longer chats, other cities.
+
+The dialogues alone are learnt by heart in seconds. These variations teach what belongs to them: that a question may
+come late in a chat, that a city and a temperature are to be copied from the input, and that most questions in the
+world are unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpudeploy.contracts.chat import Message
+
+from .dialogues import Dialogue
+
+_FILE = Path(__file__).with_name("variations.json")
+_LONGEST_CHAT = 4
+_RENAMES = ("numbers", "items", "data", "list", "input", "scores", "points", "prices", "array")
+
+
+class Variations:
+    """Draws random conversations around a set of dialogues; the same seed draws the same ones."""
+
+    def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
+        self._dialogues = list(dialogues)
+        self._by_name = {dialogue.name: dialogue for dialogue in dialogues}
+        self._single = [dialogue for dialogue in dialogues if dialogue.is_single_turn]
+        self._without_weather = [dialogue for dialogue in self._single if "weather" not in dialogue.name]
+        self._data: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
+        self._random = random.Random(seed)
+
+    def texts(self) -> Iterator[str]:
+        """Every phrasing and question that the tokenizer should cover; unknown questions may fall to bytes."""
+        for phrasings in self._data["phrasings"].values():
+            yield from phrasings
+        for weather in self._data["weather"].values():
+            yield from (*weather["cities"], *weather["questions"], *weather["weather"])
+        yield from self._data["systems"]
+
+    def phrased(self) -> Iterator[Dialogue]:
+        """Every dialogue of one turn in each of its other phrasings."""
+        groups = {**self._data["phrasings"]}
+        for name, questions in self._data["unknown"].items():
+            groups[name] = questions
+        for name, questions in groups.items():
+            for question in questions:
+                yield Dialogue(name, _asked(self._by_name[name], question))
+
+    def draw(self) -> tuple[Message, ...]:
+        """Draw one conversation at random."""
+        kinds = (self._as_written, self._chat, self._rephrased, self._unknown, self._weather, self._copying)
+        return self._random.choices(kinds, weights=(24, 20, 24, 14, 10, 8))[0]()
+
+    def _as_written(self) -> tuple[Message, ...]:
+        return self._random.choice(self._dialogues).messages
+
+    def _rephrased(self) -> tuple[Message, ...]:
+        messages = self._turn(self._random.choice(self._single))
+        if self._random.random() < 0.25:
+            return (Message(role="system", content=self._random.choice(self._data["systems"])), *messages)
+        return messages
+
+    def _chat(self) -> tuple[Message, ...]:
+        turns = self._random.randint(2, _LONGEST_CHAT)
+        return tuple(message for _ in range(turns) for message in self._turn(self._random.choice(self._single)))
+
+    def _turn(self, dialogue: Dialogue) -> tuple[Message, ...]:
+        """One turn of a dialogue, its question put in another way half of the time."""
+        phrasings = self._data["phrasings"].get(dialogue.name, [])
+        question = dialogue.question
+        if phrasings and self._random.random() < 0.6:
+            question = self._random.choice(phrasings)
+        return _asked(dialogue, self._punctuated(question))
+
+    def _unknown(self) -> tuple[Message, ...]:
+        name = self._random.choice(sorted(self._data["unknown"]))
+        questions: list[str] = self._data["unknown"][name]
+        question = self._random.choice(questions)
+        if self._random.random() < 0.4:
+            other = self._random.choice(questions)
+            question = question[: len(question) // 2] + other[len(other) // 2 :]
+        return _asked(self._by_name[name], self._punctuated(question))
+
+    def _punctuated(self, question: str) -> str:
+        """The question as people type it: now and then without its mark, or in lower case."""
+        if "\n" in question or self._random.random() < 0.5:
+            return question
+        bare = question.rstrip("？?！!。.")
+        mark = self._random.choice("?!." if bare.isascii() else "？！。") if self._random.random() < 0.6 else ""
+        return (bare.lower() if self._random.random() < 0.4 else bare) + mark
+
+    def _weather(self) -> tuple[Message, ...]:
+        """The tool dialogue about another city, now and then with another question after it or instead of it."""
+        language = self._random.choice(("zh", "en"))
+        system = self._tool_system(language)
+        if self._random.random() < 0.2:
+            return (system, *self._turn(self._any_other()))
+        turns = self._weather_turns(language)
+        if self._random.random() < 0.2:
+            more = self._weather_turns(language) if self._random.random() < 0.3 else self._turn(self._any_other())
+            return (system, *turns, *more)
+        return (system, *turns)
+
+    def _any_other(self) -> Dialogue:
+        return self._random.choice(self._without_weather)
+
+    def _tool_system(self, language: str) -> Message:
+        """The system message with the tool as written, or described as OpenAI's clients do."""
+        system = self._by_name[f"weather-tool-{language}"].messages[0]
+        if self._random.random() < 0.75:
+            return system
+        wrapped = tuple({"type": "function", "function": tool} for tool in system.tools)
+        return system.model_copy(update={"tools": wrapped})
+
+    def _weather_turns(self, language: str) -> tuple[Message, ...]:
+        """Question, call, result and answer for another city, weather and temperature."""
+        data = self._data["weather"][language]
+        city, sky = self._random.choice(data["cities"]), self._random.choice(data["weather"])
+        degrees = self._random.randint(-9, 39)
+        _, _, call, _, answer = self._by_name[f"weather-tool-{language}"].messages
+        home, before, warm = ("北京", "晴", "26") if language == "zh" else ("London", "rain", "15")
+        said = answer.content.replace(home, city).replace(before, sky).replace(warm, str(degrees))
+        result = json.dumps({"city": city, "weather": sky, "temperature": degrees}, ensure_ascii=False)
+        space = self._random.choice(("", "", " "))
+        return (
+            Message(role="user", content=self._random.choice(data["questions"]).format(city=city)),
+            call.model_copy(update={"content": space + call.content.replace(home, city)}),
+            Message(role="observation", content=result),
+            Message(role="assistant", content=said),
+        )
+
+    def _copying(self) -> tuple[Message, ...]:
+        """Repeat other sentences word for word, or give the variable in the code another name."""
+        if self._random.random() < 0.5:
+            name = self._random.choice(_RENAMES)
+            question, answer = self._by_name["edit-code-en"].messages
+            return (
+                Message(role="user", content=question.content.replace("numbers", name)),
+                Message(role="assistant", content=answer.content.replace("numbers", name)),
+            )
+        order, _ = self._by_name["repeat-en"].question.split("\n")
+        sentences = [line for item in self._single for line in item.messages[1].content.split("\n")]
+        text = " ".join(self._random.sample(sentences, self._random.randint(1, 3))).strip()
+        return (Message(role="user", content=f"{order}\n{text}"), Message(role="assistant", content=text))
+
+
+def _asked(dialogue: Dialogue, question: str) -> tuple[Message, ...]:
+    user, answer = dialogue.messages
+    return (user.model_copy(update={"content": question}), answer)
