@@ -1,1 +1,1 @@
-""""""
+"""From a checkpoint to a bundle: sources, restartable stages, vendor tools, bundles."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -225,7 +225,24 @@ def _check_views(net: NetSpec, what: str, specs: Sequence[TensorSpec], views: Ma
         _check_bounds(f"net {net.name}: {what} {spec.name}", view)
 
 
+def check_move(net: str, views: Mapping[str, TensorView], name: str, offset_bytes: int) -> TensorView:
+    """Check what :meth:`BoundNet.move_input` and :meth:`BoundNet.move_output` are asked for; every backend calls it.
+
+    :param views: the net's inputs, or its outputs, as they were bound.
+    :returns: the view called ``name``, which is to begin at ``offset_bytes``.
+    :raises BackendError: there is no such tensor, or it would not fit there.
+    """
+    view = views.get(name)
+    if view is None:
+        raise BackendError(f"net {net} has no tensor {name!r} among {sorted(views)}.")
+    if offset_bytes % view.dtype.itemsize_bytes or not 0 <= offset_bytes <= view.buffer.size_bytes - view.size_bytes:
+        _check_bounds(f"net {net}: {name}", replace(view, offset_bytes=offset_bytes))
+    return view
+
+
 def _check_bounds(what: str, view: TensorView) -> None:
+    if view.offset_bytes % view.dtype.itemsize_bytes:
+        raise BackendError(f"{what} cannot begin at byte {view.offset_bytes}: its elements would not be aligned.")
     end = view.offset_bytes + view.size_bytes
     if view.offset_bytes < 0 or end > view.buffer.size_bytes:
         raise BackendError(

@@ -53,6 +53,7 @@ class DecoderConfig(Value):
     :param norm_eps: epsilon of every RMSNorm.
     :param qkv_bias: whether the q, k, v projections have a bias.
     :param dtype: element type in which the authors published the weights.
+    :param eos_ids: ids that end an answer, as the checkpoint's config says; a chat template may know more.
     """
 
     num_layers: int = Field(gt=0)
@@ -68,6 +69,7 @@ class DecoderConfig(Value):
     rotary_dim: int = Field(gt=0)
     qkv_bias: bool = True
     dtype: DType = DType.F16
+    eos_ids: tuple[int, ...] = ()
     form: GraphForm = GraphForm()
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ width is written in milliseconds and every layer shares one description.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,6 +63,14 @@ class OnnxBuilder:
         if self.weights.setdefault(name, shape) != shape:
             raise ValueError(f"weight {name} has two shapes: {self.weights[name]} and {shape}")
         return name
+
+    def nodes_digest(self) -> str:
+        """SHA-256 (hex) of nodes, constants and weight shapes: what a compiled template depends on."""
+        sha = hashlib.sha256()
+        for message in (*self._nodes, *self._constants.values()):
+            sha.update(message.SerializeToString(deterministic=True))
+        sha.update(repr(sorted(self.weights.items())).encode())
+        return sha.hexdigest()
 
     def model(
         self,

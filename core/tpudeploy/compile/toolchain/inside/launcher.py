@@ -49,6 +49,7 @@ class Unavailable:
         self._name = name
 
     def __call__(self, *_args: object, **_kwargs: object) -> Any:
+        """Say that it is not here."""
         raise RuntimeError(f"{self._name} is not part of this TPU-MLIR environment")
 
     def __getattr__(self, attribute: str) -> Any:
@@ -60,7 +61,9 @@ class Unavailable:
 class StandIn(types.ModuleType):
     """An importable module whose every name is ``Unavailable``, but for the few that are set on it."""
 
-    __path__: list[str] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []  # a package: its submodules are stand-ins too
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -125,8 +128,11 @@ def _file_lock(package_dir: Path) -> Callable[[str], contextlib.AbstractContextM
 
     @contextlib.contextmanager
     def lock(_path: str) -> Iterator[None]:
-        with (package_dir / "lib" / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            # A folder that cannot be written cannot be relinked either, which is what the lock is for.
+            with contextlib.suppress(OSError):
+                handle = stack.enter_context((package_dir / "lib" / ".lock").open("w"))
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     return lock

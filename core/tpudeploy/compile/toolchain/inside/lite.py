@@ -17,11 +17,15 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import skeleton
+
+if TYPE_CHECKING:
+    from tpudeploy.compile.toolchain.inside import skeleton
+else:
+    import skeleton  # a neighbour of this file: there is no tpudeploy in the environment that runs it
 
 # SHA-256 of the vendor's files that the functions below stand in for (tpu_mlir 1.30.2).
 KNOWN_SOURCES = {
@@ -79,7 +83,7 @@ def _load_onnx_model(
     dump_final_opt: bool = True,
 ) -> None:
     """Stand in for ``OnnxConverter.load_onnx_model``, step by step."""
-    self.model, weights = _read.pop(onnx_file, None) or skeleton.read(Path(onnx_file))
+    self.model, weights = _read.pop(onnx_file) if onnx_file in _read else skeleton.read(Path(onnx_file))
     self.input_names = self.get_input_names(self.model)
     self.num_input = len(self.input_names)
     self.input_shape_assign(input_shapes)

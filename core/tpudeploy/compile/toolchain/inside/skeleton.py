@@ -20,7 +20,10 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 LARGE_BYTES = 1 << 16
 # Element types that numpy maps as they lie on disk; other types are read as usual.
-MAPPABLE = {onnx.TensorProto.FLOAT: np.dtype("<f4"), onnx.TensorProto.FLOAT16: np.dtype("<f2")}
+MAPPABLE: dict[int, np.dtype[Any]] = {
+    onnx.TensorProto.FLOAT: np.dtype("<f4"),
+    onnx.TensorProto.FLOAT16: np.dtype("<f2"),
+}
 
 Array = npt.NDArray[Any]
 

@@ -1,0 +1,38 @@
+# A fresh machine needs two commands: `make run` and `make test`. Each sets up what it needs, in .venv, and nowhere else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# torch's default build brings gigabytes of CUDA that a compiler of TPU models never uses: pinned to the CPU build
+# where the index has one for this Python. Override with TORCH= for another.
+TORCH ?= torch==2.13.0
+
+.PHONY: help setup run test check docs bench clean
+
+help:
+	@echo "make run    set up, then answer with the demo model: ChatGLM3 architecture, INT8, on this machine"
+	@echo "make test   set up, then pass every test, with the real compiler and the chip simulator"
+	@echo "make check  linters, types, import rules, module cap, docs in step with the code"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/setup.sh
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh scripts/setup.sh "$(VENV)"
+
+run: $(STAMP)
+	$(BIN)/tpudeploy run chatglm3:demo --quant int8 "你好"
+	$(BIN)/tpudeploy run chatglm3:demo --quant int8 "What is tpudeploy?"
+
+test: $(STAMP)
+	$(BIN)/tpudeploy toolchain install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_house.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,193 @@
+"""Build a bundle: every slice on its own, then all of them together, then the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpudeploy import __version__
+from tpudeploy.compile.chip_build import ChipSliceBuilder
+from tpudeploy.compile.cpu_build import CpuSliceBuilder
+from tpudeploy.compile.plan import BuildPlan
+from tpudeploy.compile.slice_builder import BuiltSlice, SliceBuilder
+from tpudeploy.compile.store import StageStore, publish_folder, storage_errors, sweep, sweep_abandoned, unique_work_folder
+from tpudeploy.compile.workers import Report, run_all, worker_count
+from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFile, BundleFormat, CompilerInfo, Manifest
+from tpudeploy.contracts.progress import Progress, StageEvent, no_progress
+from tpudeploy.graph.export import SliceCheck
+from tpudeploy.graph.slice_weights import Slice, slices_of
+from tpudeploy.settings import Settings
+
+_KEY_CHARS = 10
+
+
+@dataclass(frozen=True)
+class BuiltBundle:
+    """A bundle in the local store.
+
+    :param folder: where it lies.
+    :param reused: whether it was there already.
+    :param checks: how its slices compared with the reference; empty when it was reused.
+    """
+
+    folder: Path
+    reused: bool
+    checks: tuple[SliceCheck, ...] = ()
+
+
+def build_bundle(plan: BuildPlan, settings: Settings, progress: Progress = no_progress) -> BuiltBundle:
+    """Build a bundle, or return the one that is there already.
+
+    Two processes that want the same bundle do not build it twice: one waits for the other. Interrupted at any
+    moment, a second call goes on with the stages that were finished.
+
+    :raises ToolchainError: a bmodel is wanted and there is no TPU-MLIR.
+    :raises CheckpointError: weights are missing or wrong.
+    :raises CompileError: a slice differs from the reference, or a vendor tool failed.
+    :raises StorageError: disk full or not writable.
+    """
+    store = StageStore(settings.stages_dir, waiting=_waiting(progress))
+    for root in (settings.stages_dir, settings.bundles_dir):
+        sweep_abandoned(root)
+    builder = _builder(plan, settings, store)
+    key = plan.key(builder.compiler.version)
+    final = settings.bundles_dir / f"{plan.title}-{key[:_KEY_CHARS]}"
+    if (final / MANIFEST_NAME).is_file():
+        return BuiltBundle(final, reused=True)
+    with storage_errors(settings.home), store.lock(f"bundle-{key}", what=plan.title):
+        if (final / MANIFEST_NAME).is_file():
+            return BuiltBundle(final, reused=True)
+        return BundleJob(plan, builder, store, progress).run(final)
+
+
+def _builder(plan: BuildPlan, settings: Settings, store: StageStore) -> SliceBuilder:
+    if plan.options.format is BundleFormat.ONNX:
+        return CpuSliceBuilder(plan, store)
+    return ChipSliceBuilder.create(plan, store, settings)
+
+
+def _waiting(progress: Progress) -> Callable[[str], None]:
+    def report(text: str) -> None:
+        progress(StageEvent(stage="wait", item=text, status="started", done=0, total=1))
+
+    return report
+
+
+class BundleJob:
+    """One build in progress."""
+
+    def __init__(self, plan: BuildPlan, builder: SliceBuilder, store: StageStore, progress: Progress) -> None:
+        self.plan = plan
+        self.builder = builder
+        self.store = store
+        self.progress = progress
+        self.weights = plan.source.weights()
+        self.parts = slices_of(plan.net_set, self.weights)
+
+    def run(self, final: Path) -> BuiltBundle:
+        """Build into a folder beside ``final``, then rename it."""
+        built = self._build_slices()
+        sweep(final)
+        work = unique_work_folder(final)
+        try:
+            self._assemble(built, work)
+            publish_folder(work, final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)  # gone already when all went well
+        if not self.plan.options.keep_intermediate:
+            for piece in built:
+                self.store.discard(piece.key)
+        return BuiltBundle(final, reused=False, checks=tuple(c for piece in built for c in piece.checks))
+
+    def _build_slices(self) -> list[BuiltSlice]:
+        total = len(self.parts)
+        finished = 0
+
+        def count(event: StageEvent) -> None:
+            nonlocal finished
+            if event.stage == "slice" and event.status != "started":
+                finished += 1
+            self.progress(event.model_copy(update={"done": finished, "total": total}))
+
+        self.builder.prepare(self.parts, count)
+        jobs = worker_count(self.plan.config, asked=self.plan.options.jobs)
+        return run_all(self._build_slice, self.parts, jobs=jobs, progress=count)
+
+    def _build_slice(self, part: Slice, report: Report) -> BuiltSlice:
+        start = time.monotonic()
+        report(StageEvent(stage="slice", item=part.name, status="started", done=0, total=0))
+        built = self.builder.build(part, self.weights, report)
+        status = "reused" if built.reused else "finished"
+        elapsed_s = time.monotonic() - start
+        report(StageEvent(stage="slice", item=part.name, status=status, done=0, total=0, elapsed_s=elapsed_s))
+        return built
+
+    def _assemble(self, built: list[BuiltSlice], work: Path) -> None:
+        total = len(self.parts)
+        self.progress(StageEvent(stage="bundle", item=self.plan.title, status="started", done=total, total=total))
+        start = time.monotonic()
+        net_files = self.builder.assemble(built, work)
+        tokenizer = self._copy_tokenizer(work)
+        manifest = self._manifest(built, work, net_files, tokenizer)
+        (work / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+        elapsed_s = time.monotonic() - start
+        self.progress(
+            StageEvent(
+                stage="bundle", item=self.plan.title, status="finished", done=total, total=total, elapsed_s=elapsed_s
+            )
+        )
+
+    def _copy_tokenizer(self, work: Path) -> tuple[str, ...]:
+        """Copy the tokenizer's files; a checkpoint without them makes a bundle that takes token ids only."""
+        copied = []
+        for name in self.plan.source.adapter.tokenizer_files():
+            origin = self.plan.source.checkpoint.folder / name
+            if origin.is_file():
+                (work / "tokenizer").mkdir(exist_ok=True)
+                shutil.copyfile(origin, work / "tokenizer" / name)
+                copied.append(f"tokenizer/{name}")
+        return tuple(copied)
+
+    def _stop_ids(self, tokenizer: tuple[str, ...]) -> tuple[int, ...]:
+        """What config.json and chat template say; loading the tokenizer also finds one of another model early."""
+        source = self.plan.source
+        stops = set(source.config.eos_ids)
+        if tokenizer:
+            loaded = source.adapter.load_tokenizer(source.checkpoint.folder, source.config)
+            stops |= source.adapter.chat_template(loaded).stop_ids
+        return tuple(sorted(stops))
+
+    def _manifest(
+        self, built: list[BuiltSlice], work: Path, net_files: dict[str, str], tokenizer: tuple[str, ...]
+    ) -> Manifest:
+        cycles = {net: count for piece in built for net, count in piece.cycles.items()}
+        source = self.plan.source
+        return Manifest(
+            model=source.adapter.name,
+            variant=source.variant,
+            checkpoint_digest=source.checkpoint.fingerprint(),
+            format=self.plan.options.format,
+            quant=self.plan.scheme,
+            nets=self.plan.net_set,
+            net_files=net_files,
+            tokenizer_files=tokenizer,
+            stop_ids=self._stop_ids(tokenizer),
+            patches=self.plan.patches,
+            compiler=CompilerInfo(
+                name=self.builder.compiler.name, version=self.builder.compiler.version, cycles=cycles
+            ),
+            tpudeploy_version=__version__,
+            files=tuple(_describe(work, path) for path in sorted(work.rglob("*")) if path.is_file()),
+        )
+
+
+def _describe(root: Path, path: Path) -> BundleFile:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sha.update(block)
+    return BundleFile(path=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size, sha256=sha.hexdigest())

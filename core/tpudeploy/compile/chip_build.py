@@ -1,0 +1,105 @@
+"""Slices for the chip: each net deployed by the vendor's compiler, the nets of a slice combined at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpudeploy.checkpoint.weights import ModelWeights
+from tpudeploy.compile.chip_nets import ChipCompiler
+from tpudeploy.compile.plan import COMPILE_CODE, BuildPlan
+from tpudeploy.compile.slice_builder import (
+    BuiltSlice,
+    SliceBuilder,
+    SliceRecord,
+    read_record,
+    write_record,
+)
+from tpudeploy.compile.store import StageStore, stage_key
+from tpudeploy.compile.toolchain import find_toolchain
+from tpudeploy.compile.workers import Report
+from tpudeploy.compile.workshop import ExportedSlice, slice_digest, temporary_export
+from tpudeploy.contracts.bundle import CompilerInfo
+from tpudeploy.contracts.net import NetSpec
+from tpudeploy.contracts.progress import StageEvent
+from tpudeploy.graph.export import net_graphs
+from tpudeploy.graph.slice_weights import Slice
+from tpudeploy.settings import Settings
+
+BMODEL_NAME = "model.bmodel"
+_SLICE_NAME = "slice.bmodel"
+
+
+@dataclass
+class ChipSliceBuilder(SliceBuilder):
+    """Builds slices of bmodel bundles."""
+
+    plan: BuildPlan
+    chip: ChipCompiler
+    compiler: CompilerInfo
+
+    @classmethod
+    def create(cls, plan: BuildPlan, store: StageStore, settings: Settings) -> ChipSliceBuilder:
+        """Find the toolchain. :raises ToolchainError: there is none."""
+        toolchain = find_toolchain(settings)
+        chip = ChipCompiler(toolchain, store, plan.scheme, settings.logs_dir / plan.title)
+        return cls(plan, chip, CompilerInfo(name="tpu-mlir", version=toolchain.version))
+
+    def prepare(self, parts: Sequence[Slice], report: Report) -> None:
+        """Transform each distinct net shape once."""
+        shapes: dict[tuple[str, str], Slice] = {}
+        for part in parts:
+            for net in part.nets:
+                shapes.setdefault((net.kind.value, str(net.stage)), part)
+        for part in dict.fromkeys(part.name for part in shapes.values()):
+            chosen = next(candidate for candidate in parts if candidate.name == part)
+            for net, graph in net_graphs(chosen, self.plan.export):
+                start = time.monotonic()
+                report(_event("transform", net.name, "started"))
+                _, reused = self.chip.template(net, graph)
+                report(_event("transform", net.name, "reused" if reused else "finished", start))
+
+    def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:
+        """Export and check one slice, deploy its nets, combine them: their common weights are stored once."""
+        digest = slice_digest(part, weights, self.plan.export)
+        templates = {net.name: self.chip.template(net, graph)[0] for net, graph in net_graphs(part, self.plan.export)}
+        deploys = {net.name: self.chip.deploy_key(templates[net.name], net, digest) for net in part.nets}
+        key = stage_key("chip-slice", deploys, code=COMPILE_CODE)
+
+        def produce(folder: Path) -> None:
+            with temporary_export(part, weights, self.plan.export, folder / "export") as exported:
+                pieces = [
+                    self._deploy(deploys[net.name], net, templates[net.name], exported, report) for net in part.nets
+                ]
+            self.chip.combine([piece / "net.bmodel" for piece in pieces], folder / _SLICE_NAME, what=part.name)
+            cycles = {net: n for piece in pieces for net, n in json.loads((piece / "cycles.json").read_text()).items()}
+            names = {net.name: BMODEL_NAME for net in part.nets}
+            write_record(folder, SliceRecord(net_files=names, checks=exported.checks, cycles=cycles))
+
+        folder, reused = self.chip.store.run(key, produce, what=part.name)
+        if not self.plan.options.keep_intermediate:
+            for deploy in deploys.values():
+                self.chip.store.discard(deploy)
+        return BuiltSlice(key=key, folder=folder, reused=reused, record=read_record(folder))
+
+    def _deploy(self, key: str, net: NetSpec, template: Path, exported: ExportedSlice, report: Report) -> Path:
+        start = time.monotonic()
+        report(_event("deploy", net.name, "started"))
+        folder, reused = self.chip.deploy(key, net, template, exported.weight_path)
+        report(_event("deploy", net.name, "reused" if reused else "finished", start))
+        return folder
+
+    def assemble(self, built: Sequence[BuiltSlice], folder: Path) -> dict[str, str]:
+        """Combine all slices into one bmodel."""
+        self.chip.combine([piece.folder / _SLICE_NAME for piece in built], folder / BMODEL_NAME, what="model")
+        return {net: name for piece in built for net, name in piece.record.net_files.items()}
+
+
+def _event(stage: str, item: str, status: str, start: float | None = None) -> StageEvent:
+    elapsed_s = time.monotonic() - start if start is not None else 0.0
+    return StageEvent.model_validate(
+        {"stage": stage, "item": item, "status": status, "done": 0, "total": 0, "elapsed_s": elapsed_s}
+    )

@@ -1,0 +1,86 @@
+"""Slices for the CPU backend: ONNX nets whose weights are quantized as they would be on the chip."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tpudeploy.checkpoint.weights import ModelWeights
+from tpudeploy.compile.cpu_nets import write_cpu_nets
+from tpudeploy.compile.plan import COMPILE_CODE, BuildPlan
+from tpudeploy.compile.slice_builder import (
+    BuiltSlice,
+    SliceBuilder,
+    SliceRecord,
+    read_record,
+    write_record,
+)
+from tpudeploy.compile.store import StageStore, stage_key
+from tpudeploy.compile.workers import Report
+from tpudeploy.compile.workshop import slice_digest, temporary_export
+from tpudeploy.contracts.bundle import CompilerInfo
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.graph.export import net_graphs
+from tpudeploy.graph.slice_weights import Slice
+
+
+class CpuSliceBuilder(SliceBuilder):
+    """Builds slices of ONNX bundles."""
+
+    def __init__(self, plan: BuildPlan, store: StageStore) -> None:
+        import onnx
+
+        self.plan = plan
+        self.store = store
+        self.compiler = CompilerInfo(name="onnx", version=onnx.__version__)
+
+    def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:
+        """Export, check and quantize one slice."""
+        inputs = {
+            "slice": slice_digest(part, weights, self.plan.export),
+            "scheme": self.plan.scheme.digest(),
+            "tools": self.compiler.version,
+        }
+        key = stage_key("cpu-slice", inputs, code=COMPILE_CODE)
+
+        def produce(folder: Path) -> None:
+            with temporary_export(part, weights, self.plan.export, folder / "export") as exported:
+                graphs = net_graphs(part, self.plan.export)
+                arrays = _stored_arrays(exported.weight_path)
+                names = write_cpu_nets(folder, graphs, arrays, self.plan.scheme, weights_name=f"{part.name}.bin")
+            write_record(folder, SliceRecord(net_files=names, checks=exported.checks))
+
+        folder, reused = self.store.run(key, produce, what=part.name)
+        return BuiltSlice(key=key, folder=folder, reused=reused, record=read_record(folder))
+
+    def assemble(self, built: Sequence[BuiltSlice], folder: Path) -> dict[str, str]:
+        """Gather all slices below ``nets/``."""
+        nets = folder / "nets"
+        nets.mkdir()
+        net_files: dict[str, str] = {}
+        for piece in built:
+            for path in piece.folder.iterdir():
+                if path.name != "slice.json":
+                    _link_or_copy(path, nets / path.name)
+            net_files |= {net: f"nets/{name}" for net, name in piece.record.net_files.items()}
+        return net_files
+
+
+def _stored_arrays(path: Path) -> Iterator[tuple[str, Array]]:
+    with np.load(path) as archive:
+        for name in archive.files:
+            yield name, archive[name]
+
+
+def _link_or_copy(origin: Path, target: Path) -> None:
+    """A hard link where the disk has them: the pieces are never changed, and are discarded afterwards."""
+    if origin.is_dir():
+        shutil.copytree(origin, target, copy_function=_link_or_copy)
+        return
+    try:
+        target.hardlink_to(origin)
+    except OSError:
+        shutil.copyfile(origin, target)

@@ -1,0 +1,81 @@
+"""What a bundle format brings to a build: how one slice is made, and how the slices become a bundle."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from tpudeploy.checkpoint.weights import ModelWeights
+from tpudeploy.compile.workers import Report
+from tpudeploy.contracts.base import Value
+from tpudeploy.contracts.bundle import CompilerInfo
+from tpudeploy.graph.export import SliceCheck
+from tpudeploy.graph.slice_weights import Slice
+
+_RECORD_NAME = "slice.json"
+
+
+class SliceRecord(Value):
+    """What is known of a built slice beside its files.
+
+    :param net_files: net name -> file within the slice's folder.
+    :param cycles: modelled chip cycles of each net.
+    """
+
+    net_files: dict[str, str]
+    checks: tuple[SliceCheck, ...]
+    cycles: dict[str, int] = Field(default_factory=dict)
+
+
+class BuiltSlice(Value):
+    """A finished slice in the stage store.
+
+    :param key: its stage key.
+    :param folder: its folder in the store.
+    """
+
+    key: str
+    folder: Path
+    reused: bool
+    record: SliceRecord
+
+    @property
+    def checks(self) -> tuple[SliceCheck, ...]:
+        """How its nets compared with the torch reference when they were exported."""
+        return self.record.checks
+
+    @property
+    def cycles(self) -> dict[str, int]:
+        """Modelled chip cycles of each net, where the compiler reports them."""
+        return self.record.cycles
+
+
+class SliceBuilder(ABC):
+    """Builds the slices of one bundle format."""
+
+    compiler: CompilerInfo
+
+    def prepare(self, parts: Sequence[Slice], report: Report) -> None:  # noqa: B027 - a default, not a gap
+        """Do what all slices share, before the first; nothing by default."""
+
+    @abstractmethod
+    def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:
+        """Build one slice, or find it in the store. Called from several threads."""
+
+    @abstractmethod
+    def assemble(self, built: Sequence[BuiltSlice], folder: Path) -> dict[str, str]:
+        """Put the slices' nets into a bundle folder; returns net name -> file within it."""
+
+
+def write_record(folder: Path, record: SliceRecord) -> None:
+    """Keep a record beside the files of a slice."""
+    (folder / _RECORD_NAME).write_text(record.model_dump_json())
+
+
+def read_record(folder: Path) -> SliceRecord:
+    """Read the record of a finished slice."""
+    return SliceRecord.model_validate(json.loads((folder / _RECORD_NAME).read_text()))

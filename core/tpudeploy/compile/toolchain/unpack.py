@@ -1,0 +1,82 @@
+"""Unpack the wheels of the private environment, only the files that are used.
+
+A wheel is a zip file whose content belongs into ``site-packages``. Unpacking it here rather than through pip
+leaves out two thirds of TPU-MLIR before it is written, and so halves what an installation needs on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tpudeploy.compile.toolchain.pins import LINKS, SPARE, Pin
+from tpudeploy.errors import FetchError
+
+CHUNK_BYTES = 1 << 20
+
+
+def verify(wheel: Path, pin: Pin) -> bool:
+    """Whether ``wheel`` is the file that was published: same size, same SHA-256."""
+    if not wheel.is_file() or wheel.stat().st_size != pin.size_bytes:
+        return False
+    state = hashlib.sha256()
+    with wheel.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            state.update(chunk)
+    return state.hexdigest() == pin.sha256
+
+
+def unpack(wheel: Path, pin: Pin, site: Path, wrote: Callable[[int], None] = lambda _: None) -> int:
+    """Unpack what ``pin`` keeps of ``wheel`` into ``site``.
+
+    :param wrote: called with the number of bytes after each file.
+    :returns: bytes written.
+    :raises FetchError: the wheel is not a zip file.
+    :raises OSError: the disk is full, or the folder cannot be written.
+    """
+    total = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for item in archive.infolist():
+                if item.is_dir() or not pin.keeps(item.filename):
+                    continue
+                archive.extract(item, site)
+                if "/bin/" in item.filename:
+                    (site / item.filename).chmod(0o755)
+                total += item.file_size
+                wrote(item.file_size)
+    except zipfile.BadZipFile as error:
+        raise FetchError(f"{wheel.name} is damaged: {error}.", hint="Run the installation again.") from error
+    return total
+
+
+def arrange(package_dir: Path) -> None:
+    """Make the links that libraries ask for, and set the spare system libraries apart."""
+    spare = package_dir / "lib" / "spare"
+    spare.mkdir(exist_ok=True)
+    for name in SPARE:
+        source = package_dir / "lib" / "third_party" / name
+        if source.exists():
+            shutil.move(source, spare / name)
+    for name, target in LINKS.items():
+        link = package_dir / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+
+
+def tree_bytes(*folders: Path) -> int:
+    """Disk space that folders take (bytes; allocated blocks, so what ``du`` says). Absent folders take none."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for folder in folders:
+        for path in [folder, *folder.rglob("*")]:
+            if not path.is_symlink() and not path.exists():
+                continue
+            info = path.lstat()
+            if (info.st_dev, info.st_ino) not in seen:
+                seen.add((info.st_dev, info.st_ino))
+                total += info.st_blocks * 512
+    return total

@@ -1,0 +1,70 @@
+"""Work on several slices at once, bounded by cores and by memory, and report from the main thread."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from tpudeploy.compile.toolchain.run import stop_running_tools
+from tpudeploy.contracts.decoder import DecoderConfig
+from tpudeploy.contracts.progress import Progress, StageEvent
+
+T = TypeVar("T")
+R = TypeVar("R")
+Report = Callable[[StageEvent], None]
+
+_POLL_S = 0.1
+_BASE_BYTES = 1_500_000_000
+"""Memory of this process with torch, and of a vendor tool, before any weights."""
+
+
+def slice_bytes(config: DecoderConfig) -> int:
+    """Memory that working on the largest slice takes at its peak.
+
+    Measured at hidden 4096, ffn 13696: exporting a layer of 0.8 GB in float32 peaks at 2.9 GB, deploying it at 1.7 GB.
+    """
+    layer = 4 * (config.parameters - 2 * config.vocab_size * config.hidden_size) // config.num_layers
+    head = 4 * config.vocab_size * config.hidden_size
+    return _BASE_BYTES + 2 * max(layer, head)
+
+
+def worker_count(config: DecoderConfig, *, asked: int | None = None) -> int:
+    """How many slices to work on at once: what was asked for, else what cores and free memory allow."""
+    if asked is not None:
+        return asked
+    import psutil
+
+    by_memory = int(psutil.virtual_memory().available * 0.8) // slice_bytes(config)
+    return max(1, min(len(os.sched_getaffinity(0)), by_memory))
+
+
+def run_all(work: Callable[[T, Report], R], items: Sequence[T], *, jobs: int, progress: Progress) -> list[R]:
+    """Run ``work(item, report)`` for every item in ``jobs`` threads; results in the order of the items.
+
+    The first failure, or Ctrl-C, stops the vendor tools that are running, drops what has not begun, and is raised
+    when every thread has ended: nothing goes on writing behind the user's back.
+    """
+    events: queue.SimpleQueue[StageEvent] = queue.SimpleQueue()
+    with ThreadPoolExecutor(jobs, thread_name_prefix="tpudeploy") as pool:
+        futures = [pool.submit(work, item, events.put) for item in items]
+        try:
+            _drain(futures, events, progress)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            stop_running_tools()
+            raise
+    return [future.result() for future in futures]
+
+
+def _drain(futures: Sequence[Future[R]], events: queue.SimpleQueue[StageEvent], progress: Progress) -> None:
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        while not events.empty():
+            progress(events.get())
+        for future in done:
+            future.result()
