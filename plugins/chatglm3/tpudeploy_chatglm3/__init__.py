@@ -1,1 +1,1 @@
-""""""
+"""ChatGLM3 for tpudeploy: a plugin like any third party's, found by its entry point."""
