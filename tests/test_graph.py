@@ -140,9 +140,7 @@ def test_a_wrong_slice_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_graphs_of_all_layers_are_one_description(tmp_path: Path) -> None:
     plan = plan_of(write_checkpoint(tmp_path), NetPlan(seq_length=64))
-    digests = [
-        build_graph(plan.config, net, 64).nodes_digest() for net in plan.net_set.of_kind(NetKind.DECODE)
-    ]
+    digests = [build_graph(plan.config, net, 64).nodes_digest() for net in plan.net_set.of_kind(NetKind.DECODE)]
     assert len(digests) == 2
     assert len(set(digests)) == 1
 

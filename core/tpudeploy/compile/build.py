@@ -14,7 +14,14 @@ from tpudeploy.compile.chip_build import ChipSliceBuilder
 from tpudeploy.compile.cpu_build import CpuSliceBuilder
 from tpudeploy.compile.plan import BuildPlan
 from tpudeploy.compile.slice_builder import BuiltSlice, SliceBuilder
-from tpudeploy.compile.store import StageStore, publish_folder, storage_errors, sweep, sweep_abandoned, unique_work_folder
+from tpudeploy.compile.store import (
+    StageStore,
+    publish_folder,
+    storage_errors,
+    sweep,
+    sweep_abandoned,
+    unique_work_folder,
+)
 from tpudeploy.compile.workers import Report, run_all, worker_count
 from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFile, BundleFormat, CompilerInfo, Manifest
 from tpudeploy.contracts.progress import Progress, StageEvent, no_progress

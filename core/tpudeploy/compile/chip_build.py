@@ -19,7 +19,7 @@ from tpudeploy.compile.slice_builder import (
     write_record,
 )
 from tpudeploy.compile.store import StageStore, stage_key
-from tpudeploy.compile.toolchain import find_toolchain
+from tpudeploy.compile.toolchain import find_toolchain, prepare_kernels
 from tpudeploy.compile.workers import Report
 from tpudeploy.compile.workshop import ExportedSlice, slice_digest, temporary_export
 from tpudeploy.contracts.bundle import CompilerInfo
@@ -43,8 +43,9 @@ class ChipSliceBuilder(SliceBuilder):
 
     @classmethod
     def create(cls, plan: BuildPlan, store: StageStore, settings: Settings) -> ChipSliceBuilder:
-        """Find the toolchain. :raises ToolchainError: there is none."""
+        """Find the toolchain. :raises ToolchainError: there is none, or no C compiler."""
         toolchain = find_toolchain(settings)
+        prepare_kernels(toolchain)
         chip = ChipCompiler(toolchain, store, plan.scheme, settings.logs_dir / plan.title)
         return cls(plan, chip, CompilerInfo(name="tpu-mlir", version=toolchain.version))
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -80,8 +81,12 @@ class StageStore:
         return final, False
 
     def discard(self, key: str) -> None:
-        """Forget a key's result."""
-        shutil.rmtree(self._folder(key), ignore_errors=True)
+        """Forget a key's result: at once, so that a process killed meanwhile leaves none that lacks files."""
+        final = self._folder(key)
+        doomed = final.with_name(f".{final.name}.{uuid.uuid4().hex}.incomplete")
+        with suppress(FileNotFoundError):
+            final.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     @contextmanager
     def lock(self, name: str, *, what: str) -> Iterator[None]:
@@ -138,9 +143,9 @@ def unique_work_folder(final: Path) -> Path:
 
 
 def publish_folder(work: Path, final: Path) -> None:
-    """Put everything in ``work`` on disk, then rename it to ``final``."""
+    """Put everything in ``work`` on disk, names of files included, then rename it to ``final``."""
     for path in sorted(work.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
             _fsync(path)
     _fsync(work)
     work.replace(final)
@@ -176,6 +181,11 @@ def storage_errors(folder: Path) -> Iterator[None]:
             raise StorageError(
                 f"the disk is full: {free_bytes(folder) / 1e9:.1f} GB are free in {folder}.",
                 hint="Free some room, or set TPUDEPLOY_HOME to a larger disk; finished stages are kept.",
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise StorageError(
+                f"a file in {folder} grows larger than its disk or this account (ulimit -f) allows.",
+                hint="Set TPUDEPLOY_HOME to a disk that holds large files; FAT holds none over 4 GB.",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(

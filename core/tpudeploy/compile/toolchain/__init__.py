@@ -3,7 +3,8 @@
 tpudeploy never imports TPU-MLIR, which lives in a Python 3.10 of its own; it drives it through subprocesses.
 """
 
-from tpudeploy.compile.toolchain.install import install, remove
+from tpudeploy.compile.toolchain.installer import install, remove
+from tpudeploy.compile.toolchain.kernels import prepare_kernels
 from tpudeploy.compile.toolchain.locate import find_toolchain
 from tpudeploy.compile.toolchain.model import (
     InstallEvent,
@@ -12,9 +13,9 @@ from tpudeploy.compile.toolchain.model import (
     Toolchain,
     ToolchainStatus,
 )
-from tpudeploy.compile.toolchain.run import run_tool
+from tpudeploy.compile.toolchain.report import check, status
+from tpudeploy.compile.toolchain.run import run_tool, stop_running_tools
 from tpudeploy.compile.toolchain.simulator import simulator_libs
-from tpudeploy.compile.toolchain.status import check, status
 
 __all__ = [
     "InstallEvent",
@@ -25,8 +26,10 @@ __all__ = [
     "check",
     "find_toolchain",
     "install",
+    "prepare_kernels",
     "remove",
     "run_tool",
     "simulator_libs",
     "status",
+    "stop_running_tools",
 ]

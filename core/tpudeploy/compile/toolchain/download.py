@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tpudeploy.compile.toolchain.model import InstallEvent
 from tpudeploy.compile.toolchain.pins import Pin
-from tpudeploy.compile.toolchain.run import kill_group, meaningful_lines
+from tpudeploy.compile.toolchain.process import start, watch
+from tpudeploy.compile.toolchain.run import meaningful_lines
 from tpudeploy.compile.toolchain.unpack import tree_bytes, verify
 from tpudeploy.errors import FetchError, StorageError, ToolchainError, TpuDeployError
 
@@ -21,8 +21,9 @@ POLL_S = 0.2
 DISK_FULL = re.compile(r"no space left on device|errno 28", re.IGNORECASE)
 OTHER_VERSIONS = re.compile(r"from versions: \d", re.IGNORECASE)
 NO_NETWORK = re.compile(
-    r"from versions: none|name resolution|getaddrinfo|nodename nor servname|failed to establish|max retries|timed out|unreachable"
-    r"|connection (refused|reset|aborted|broken)|proxyerror|certificate|sslerror|retry\(total",
+    r"from versions: none|name resolution|getaddrinfo|nodename nor servname|failed to establish|max retries"
+    r"|timed out|unreachable|connection (refused|reset|aborted|broken)|proxyerror|certificate|sslerror"
+    r"|retry\(total",
     re.IGNORECASE,
 )
 # --python, which makes another interpreter's pip serve this one, came with pip 22.3.
@@ -121,20 +122,13 @@ def _fetch_one(pin: Pin, pip: list[str], folder: Path, log: Path, offline: bool,
     # pip's own temporary folder is often too small for 300 MB, and here its growth shows the progress.
     env = {**os.environ, "TMPDIR": str(temporary), "PIP_REQUIRE_VIRTUALENV": "0"}
     log.parent.mkdir(parents=True, exist_ok=True)
+    report(0)
     with log.open("ab") as file:
-        start = file.tell()
-        process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            while process.poll() is None:
-                report(tree_bytes(temporary))
-                time.sleep(POLL_S)
-        except BaseException:
-            kill_group(process)
-            raise
-    if process.returncode != 0:
-        raise _explain(pin, log, start, offline=offline)
+        begin = file.tell()
+        process = start(command, output=file, env=env)
+        code = watch(process, POLL_S, lambda: report(tree_bytes(temporary)))
+    if code != 0:
+        raise _explain(pin, log, begin, offline=offline)
     return _accept(pin, temporary / "dest", folder)
 
 
@@ -143,7 +137,7 @@ def _accept(pin: Pin, source: Path, folder: Path) -> Path:
     for wheel in source.glob("*.whl"):
         if verify(wheel, pin):
             return wheel.replace(folder / wheel.name)
-    names = ", ".join(w.name for w in source.iterdir()) or "nothing"
+    names = ", ".join(w.name for w in source.glob("*")) or "nothing"
     raise FetchError(
         f"the index gave {names} for {pin.requirement}, which is not the file that was published "
         f"({pin.size_bytes} bytes, SHA-256 {pin.sha256}).",
@@ -151,9 +145,9 @@ def _accept(pin: Pin, source: Path, folder: Path) -> Path:
     )
 
 
-def _explain(pin: Pin, log: Path, start: int, *, offline: bool) -> TpuDeployError:
+def _explain(pin: Pin, log: Path, begin: int, *, offline: bool) -> TpuDeployError:
     """The error for a pip that failed."""
-    lines = meaningful_lines(log, start)
+    lines = meaningful_lines(log, begin)
     text = "\n".join(lines)
     said = f" pip said, in {log}:\n{text}\n"
     if DISK_FULL.search(text):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tpudeploy.compile.toolchain.pins import GLIBC_NEEDED, PINS, Pin
+from tpudeploy.compile.toolchain import pins
 from tpudeploy.errors import StorageError, ToolchainError
 
 ELSEWHERE = "Compile on another machine, or in the vendor's container; a finished bundle runs on any."
@@ -26,12 +26,12 @@ def check_host() -> None:
             f"TPU-MLIR is published for Linux on x86-64 only, and this is {sys.platform} on {platform.machine()}.",
             hint=ELSEWHERE,
         )
-    have, need = glibc_version(), ".".join(map(str, GLIBC_NEEDED))
+    have, need = glibc_version(), ".".join(map(str, pins.GLIBC_NEEDED))
     if not have:
         raise ToolchainError(
             f"TPU-MLIR needs glibc {need} or later; this system has another C library.", hint=ELSEWHERE
         )
-    if have < GLIBC_NEEDED:
+    if have < pins.GLIBC_NEEDED:
         text = ".".join(map(str, have))
         raise ToolchainError(
             f"TPU-MLIR needs glibc {need} or later (Ubuntu 22.04, Debian 12, RHEL 9); this system has {text}.",
@@ -48,7 +48,7 @@ def glibc_version() -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else ()
 
 
-def bytes_needed(present: set[str], pins: tuple[Pin, ...] = PINS) -> int:
+def bytes_needed(present: set[str]) -> int:
     """Disk space that an installation still takes, at its worst moment.
 
     :param present: projects whose wheels are there already.
@@ -56,8 +56,8 @@ def bytes_needed(present: set[str], pins: tuple[Pin, ...] = PINS) -> int:
     pip holds a wheel twice for a moment (the largest comes first, so before the others); later the wheels lie
     beside what is unpacked from them.
     """
-    missing = [pin.size_bytes for pin in pins if pin.project not in present]
-    unpacked = sum(pin.kept_bytes for pin in pins)
+    missing = [pin.size_bytes for pin in pins.PINS if pin.project not in present]
+    unpacked = sum(pin.kept_bytes for pin in pins.PINS)
     return max(2 * max(missing, default=0), sum(missing) + unpacked) + MARGIN_BYTES
 
 

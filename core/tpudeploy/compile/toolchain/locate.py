@@ -16,6 +16,7 @@ from tpudeploy.errors import ToolchainError
 from tpudeploy.settings import Settings
 
 INSTALL = "Run `tpudeploy toolchain install`"
+INSTALL_ANEW = "Run `tpudeploy toolchain install --force`"
 VERSION = re.compile(r"(?:^|[-_v])(\d+\.\d+(?:\.\d+)*)")
 # What must be there for a folder to be a TPU-MLIR: the compiler and the front end.
 ESSENTIAL = ("bin/tpuc-opt", "bin/model_tool", "python/tools/model_transform.py", "python/tools/model_deploy.py")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from tpudeploy.errors import UnknownNameError
 
 Kind = Literal["private", "folder", "path"]
-Step = Literal["wait", "check", "python", "download", "unpack", "self-check", "done"]
+Step = Literal["wait", "python", "download", "unpack", "self-check", "done"]
 
 LAUNCHER = Path(__file__).parent / "inside" / "launcher.py"
 PYTHON_TOOLS = ("model_transform", "model_deploy", "model_runner")
@@ -55,6 +55,11 @@ class Toolchain(BaseModel):
     package_dir: Path
     version: str
 
+    @property
+    def kernel_cache(self) -> Path | None:
+        """Where attention kernels are kept: in the private environment, or wherever a TPU-MLIR of the user's does."""
+        return self.python.parent.parent / "kernels" if self.kind == "private" else None
+
     def command(self, tool: str, *args: str | Path) -> list[str]:
         """The command line of one vendor call; run it with ``environment()``.
 
@@ -81,14 +86,18 @@ class Toolchain(BaseModel):
         """
         env = dict(os.environ if base is None else base)
         root = self.package_dir
+        ppl = root / "cross_toolchains" / "ppl_compile"
         env.pop("PYTHONHOME", None)
         env.update(
             TPUC_ROOT=str(root),
-            # tpuc-opt crashes on attention without this one, and reads nothing from it.
-            PPL_PROJECT_ROOT=str(root / "cross_toolchains" / "ppl_compile"),
-            PATH=_prepend([root / "bin"], env.get("PATH", "")),
+            # Attention kernels are built while compiling, by ppl_jit.sh, which is found through PATH: see kernels.py.
+            PPL_PROJECT_ROOT=str(ppl),
+            PPL_RUNTIME_PATH=str(ppl / "deps"),
+            PATH=_prepend([root / "bin", ppl / "bin"], env.get("PATH", "")),
             LD_LIBRARY_PATH=_prepend(_library_dirs(root), env.get("LD_LIBRARY_PATH", "")),
         )
+        if self.kernel_cache is not None:
+            env["PPL_CACHE_PATH"] = str(self.kernel_cache)
         env.setdefault("OMP_NUM_THREADS", "4")  # the vendor's default
         return env
 

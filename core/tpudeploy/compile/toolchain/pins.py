@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
 # The vendor's libraries are built on Ubuntu 22.04: older systems cannot load them.
@@ -28,6 +29,7 @@ class Pin(NamedTuple):
     :param kept_bytes: what the kept files take when unpacked.
     :param keep: file name patterns of what is unpacked (``*`` matches ``/`` too).
     :param drop: patterns of what is not, though ``keep`` matches it.
+    :param also: patterns of what is, whatever ``drop`` says.
     """
 
     project: str
@@ -38,6 +40,7 @@ class Pin(NamedTuple):
     kept_bytes: int
     keep: tuple[str, ...]
     drop: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def requirement(self) -> str:
@@ -46,6 +49,8 @@ class Pin(NamedTuple):
 
     def keeps(self, name: str) -> bool:
         """Whether the wheel's file ``name`` (posix path in the wheel) is unpacked."""
+        if any(fnmatchcase(name, p) for p in self.also):
+            return True
         return any(fnmatchcase(name, p) for p in self.keep) and not any(fnmatchcase(name, p) for p in self.drop)
 
 
@@ -58,7 +63,7 @@ PINS = (
         why="the compiler and the simulator; other versions have other traps, see inside/lite.py",
         size_bytes=311_886_106,
         sha256="542807361c9eeb0777a7bd35e501d8c71cce767e4bce021a3cb3a7c25c35f909",
-        kept_bytes=238_895_866,
+        kept_bytes=336_110_584,
         keep=(
             "tpu_mlir-*.dist-info/*",
             "tpu_mlir/__init__.py",
@@ -94,6 +99,12 @@ PINS = (
             "tpu_mlir/python/transform/Onnx*.py",
         ),
         drop=NOT_RUN,
+        also=(  # what builds attention kernels: see kernels.py
+            "tpu_mlir/cross_toolchains/ppl_compile/bin/ppl-compile",
+            "tpu_mlir/cross_toolchains/ppl_compile/inc/*",
+            "tpu_mlir/cross_toolchains/ppl_compile/deps/common/*",
+            "tpu_mlir/cross_toolchains/ppl_compile/deps/chip/tpu_6_0/*",
+        ),
     ),
     Pin(
         project="numpy",
@@ -159,6 +170,10 @@ LINKS = {
 SPARE = ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1")
 
 
+# Goes into the environment's bin folder: see kernels.py.
+KERNEL_SCRIPT = Path(__file__).parent / "inside" / "ppl_jit.sh"
+
+
 def version() -> str:
     """The TPU-MLIR version that this tpudeploy installs."""
     return PINS[0].version
@@ -166,5 +181,5 @@ def version() -> str:
 
 def digest() -> str:
     """SHA-256 (hex) over the whole table: an environment made from another table is out of date."""
-    payload = json.dumps([PINS, LINKS, SPARE], sort_keys=True)
+    payload = json.dumps([PINS, LINKS, SPARE, KERNEL_SCRIPT.read_text(encoding="ascii")], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()

@@ -25,7 +25,7 @@ HINT = (
 PROBE = (
     "import json,platform,struct,sys,sysconfig,venv,ctypes;"
     "print(json.dumps([sys.version_info[:2],platform.python_implementation(),struct.calcsize('P')*8,"
-    "platform.machine(),sys.executable]))"
+    "platform.machine()]))"
 )
 PROBE_TIMEOUT_S = 20.0
 
@@ -49,14 +49,20 @@ def find_python(settings: Settings, explicit: Path | None = None) -> Path:
     for candidate in [named] if named else candidates(os.environ):
         reason = why_not(candidate)
         if reason is None:
-            return candidate
+            return _base(candidate)
         rejected.append(Rejected(candidate, reason))
     if named:
         raise ToolchainError(f"TPU-MLIR needs Python 3.10, and {named} {rejected[0].reason}.", hint=HINT)
     tried = "; ".join(f"{r.path} {r.reason}" for r in rejected)
-    raise ToolchainError(
-        f"TPU-MLIR needs Python 3.10, and there is none{f' ({tried})' if tried else ''}.", hint=HINT
-    )
+    raise ToolchainError(f"TPU-MLIR needs Python 3.10, and there is none{f' ({tried})' if tried else ''}.", hint=HINT)
+
+
+def _base(python: Path) -> Path:
+    """The interpreter behind a virtual environment's: it is still there when that environment is deleted."""
+    code = "import sys; print(sys._base_executable)"
+    done = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
+    base = Path(done.stdout.strip())
+    return base if done.returncode == 0 and base.is_file() else python
 
 
 def why_not(python: Path) -> str | None:
@@ -82,7 +88,7 @@ def why_not(python: Path) -> str | None:
 
 def _judge(answer: str) -> str | None:
     try:
-        found, implementation, bits, machine, _ = json.loads(answer.strip().splitlines()[-1])
+        found, implementation, bits, machine = json.loads(answer.strip().splitlines()[-1])
     except (ValueError, IndexError):
         return "is not a Python"
     if tuple(found) != PYTHON_NEEDED:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tpudeploy.compile.toolchain.model import Toolchain
+from tpudeploy.compile.toolchain.process import start, stop_running_tools, wait
 from tpudeploy.errors import CompileError, StorageError, ToolchainError, TpuDeployError
+
+__all__ = ["meaningful_lines", "oom_kills", "run_logged", "run_tool", "stop_running_tools"]
 
 LAST_LINES = 20
 TAIL_BYTES = 256 * 1024
+# The vendor's tools mostly say something else when the disk is full, or nothing. So a failure with less than this
+# left counts as that, and with (nearly) nothing left even a success does not count.
 LOW_DISK_BYTES = 64 << 20
+FULL_DISK_BYTES = 1 << 20
 # Lines that tell nothing about the cause: stack frames, rulers, and the frames of a Python traceback.
 NOISE = re.compile(
     r"^\s*(#\d+ 0x|\d+\.\s+Program arguments|Stack dump:|PLEASE submit a bug report|Traceback \(most recent"
-    r"|File \"|[=\-_|'.\s]*$|\[\s*\] \d+%|Aborted|Segmentation fault\s*$|\[0\] \[DBG\])"
+    r"|[=\-_|'.\s]*$|\[\s*\] \d+%|\[0\] \[DBG\])"
 )
+# A frame of a Python traceback: where, and the line of code.
+FRAME = re.compile(r"^\s*File \".*\n\s{4}.*\n", re.MULTILINE)
 CANNOT_LOAD = re.compile(r"error while loading shared libraries|version `\w+_[\d.]+' not found|stack smashing")
-_running: set[subprocess.Popen[bytes]] = set()
-_running_lock = threading.Lock()
 DISK_FULL = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.IGNORECASE)
+NO_MEMORY = re.compile(r"bad_alloc|cannot allocate memory|MemoryError|out of memory", re.IGNORECASE)
 
 
 def run_tool(
@@ -68,55 +71,15 @@ def run_logged(
     with log.open("ab") as file:
         file.write(f"$ {shlex.join(command)}\n".encode())
         file.flush()
-        start = file.tell()
+        begin = file.tell()
         try:
-            process = subprocess.Popen(
-                list(command),
-                cwd=cwd,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = start(command, output=file, env=env, cwd=cwd)
         except OSError as error:
             raise _cannot_start(command[0], error) from error
-        code = _wait(process, timeout_s)
-    if code == 0:
+        code = wait(process, timeout_s)
+    if code == 0 and shutil.disk_usage(cwd).free >= FULL_DISK_BYTES:
         return
-    raise _failure(command, code, log, start, cwd, oom=oom_kills() > killed_before, timeout_s=timeout_s)
-
-
-def _wait(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
-    """The exit code, or ``None`` after a timeout. Whatever ends the wait, the whole process group ends too."""
-    with _running_lock:
-        _running.add(process)
-    try:
-        return process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with _running_lock:
-            _running.discard(process)
-        kill_group(process)
-
-
-def stop_running_tools() -> None:
-    """Kill every vendor call that any thread waits for; each then fails in its own thread.
-
-    Ctrl-C reaches only the main thread, while the calls run in others, each in a process group of its own.
-    """
-    with _running_lock:
-        for process in _running:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that leads its own group and everything in that group, and collect it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    raise _failure(command, code, log, begin, cwd, oom=oom_kills() > killed_before, timeout_s=timeout_s)
 
 
 def oom_kills() -> int:
@@ -129,19 +92,19 @@ def oom_kills() -> int:
     return int(match[1]) if match else 0
 
 
-def meaningful_lines(log: Path, start: int = 0) -> list[str]:
-    """The last lines of a log that say something (at most ``LAST_LINES``), from byte ``start`` on."""
+def meaningful_lines(log: Path, begin: int = 0) -> list[str]:
+    """The last lines of a log that say something (at most ``LAST_LINES``), from byte ``begin`` on."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - TAIL_BYTES))
+        file.seek(max(begin, size - TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", FRAME.sub("", text))]
     return [line for line in lines if line and not NOISE.match(line)][-LAST_LINES:]
 
 
 def _cannot_start(program: str, error: OSError) -> ToolchainError:
     return ToolchainError(
-        f"cannot start {program}: {error.strerror}.",
+        f"cannot start {program}: {error.strerror} ({error.filename}).",
         hint="Run `tpudeploy toolchain status` to see what is wrong with the toolchain.",
     )
 
@@ -150,14 +113,14 @@ def _failure(
     command: Sequence[str],
     code: int | None,
     log: Path,
-    start: int,
+    begin: int,
     cwd: Path,
     *,
     oom: bool,
     timeout_s: float | None,
 ) -> TpuDeployError:
     """The error for a call that did not end well, with the cause if it can be told."""
-    lines = meaningful_lines(log, start)
+    lines = meaningful_lines(log, begin)
     text = "\n".join(lines)
     tool = _tool_name(command)
     said = f"\nIts last words, from {log}:\n{text}\n" if lines else f" It said nothing (log: {log})."
@@ -167,9 +130,9 @@ def _failure(
         return StorageError(
             f"{tool} failed: no space left on the disk of {cwd}.{said}", hint="Free some space and run it again."
         )
-    if oom or code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    if oom or code in (-signal.SIGKILL, 128 + signal.SIGKILL) or NO_MEMORY.search(text):
         return CompileError(
-            f"{tool} was killed, most likely because memory ran out.{said}",
+            f"{tool} was stopped, most likely because memory ran out.{said}",
             hint="Run fewer jobs at a time (--jobs 1), close other programs, or add swap space.",
         )
     if CANNOT_LOAD.search(text):

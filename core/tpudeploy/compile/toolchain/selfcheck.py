@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
+from tpudeploy.compile.toolchain.kernels import prepare_kernels
 from tpudeploy.compile.toolchain.model import SelfCheck, Toolchain
 from tpudeploy.compile.toolchain.run import run_logged, run_tool
 from tpudeploy.errors import TpuDeployError
@@ -35,7 +36,7 @@ def self_check(
         return SelfCheck(passed=False, when=when, seconds=time.monotonic() - started, detail=str(error))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    detail = "a matmul with bias, F16, on the simulator: numbers as expected"
+    detail = "attention, F16, on the simulator: numbers as expected"
     return SelfCheck(passed=True, when=when, seconds=time.monotonic() - started, detail=detail)
 
 
@@ -48,6 +49,7 @@ def _run(toolchain: Toolchain, work: Path, log: Path, progress: Callable[[str], 
         progress(f"running {name} on a tiny net")
         run_tool(toolchain, name, args, cwd=work, log=log, timeout_s=TIMEOUT_S)
 
+    prepare_kernels(toolchain)
     script("make")
     tool("model_transform", "--model_name", "tiny", "--model_def", "tiny.onnx", "--mlir", "tiny.mlir")
     tool(

@@ -12,7 +12,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tpudeploy.compile.toolchain.pins import LINKS, SPARE, Pin
+from tpudeploy.compile.toolchain import pins
+from tpudeploy.compile.toolchain.pins import Pin
 from tpudeploy.errors import FetchError
 
 CHUNK_BYTES = 1 << 20
@@ -54,14 +55,17 @@ def unpack(wheel: Path, pin: Pin, site: Path, wrote: Callable[[int], None] = lam
 
 
 def arrange(package_dir: Path) -> None:
-    """Make the links that libraries ask for, and set the spare system libraries apart."""
+    """Make the links that libraries ask for, set the spare system libraries apart, add what builds kernels."""
+    script = package_dir / "bin" / pins.KERNEL_SCRIPT.name
+    shutil.copyfile(pins.KERNEL_SCRIPT, script)
+    script.chmod(0o755)
     spare = package_dir / "lib" / "spare"
     spare.mkdir(exist_ok=True)
-    for name in SPARE:
+    for name in pins.SPARE:
         source = package_dir / "lib" / "third_party" / name
         if source.exists():
             shutil.move(source, spare / name)
-    for name, target in LINKS.items():
+    for name, target in pins.LINKS.items():
         link = package_dir / name
         link.unlink(missing_ok=True)
         link.symlink_to(target)

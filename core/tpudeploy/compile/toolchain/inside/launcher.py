@@ -144,7 +144,7 @@ def _stand_in(package_dir: Path) -> Callable[[str], types.ModuleType]:
         "onnxruntime_extensions": {"onnx_op": _undecorated, "PyOp": _Names()},
         "filelock": {"FileLock": _file_lock(package_dir)},
         "rich": {"print": print},
-        "pymlir": {"__version__": "in tpudeploy's environment"},
+        "pymlir": {"__version__": _version(package_dir)},
     }
 
     def make(name: str) -> types.ModuleType:
@@ -153,6 +153,12 @@ def _stand_in(package_dir: Path) -> Callable[[str], types.ModuleType]:
         return module
 
     return make
+
+
+def _version(package_dir: Path) -> str:
+    """The vendor's version, as the tools print it."""
+    names = [folder.name for folder in package_dir.parent.glob("tpu_mlir-*.dist-info")]
+    return names[0].removeprefix("tpu_mlir-").removesuffix(".dist-info") if names else "of unknown version"
 
 
 def prepare(package_dir: Path) -> None:

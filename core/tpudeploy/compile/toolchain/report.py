@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpudeploy.compile.toolchain import host, layout, pins
-from tpudeploy.compile.toolchain.locate import ESSENTIAL, INSTALL, find_toolchain
+from tpudeploy.compile.toolchain.locate import ESSENTIAL, INSTALL, INSTALL_ANEW, find_toolchain
 from tpudeploy.compile.toolchain.model import Problem, SelfCheck, Toolchain, ToolchainStatus
 from tpudeploy.compile.toolchain.python310 import find_python, why_not
 from tpudeploy.compile.toolchain.selfcheck import self_check
@@ -92,17 +92,17 @@ def _private(settings: Settings, toolchain: Toolchain) -> ToolchainStatus:
     if reason:
         base = f" (made with {marker.base_python})" if marker else ""
         problems.append(
-            Problem(text=f"its Python {reason}{base}.", remedy=f"{INSTALL} --force, with a Python 3.10 that stays.")
+            Problem(text=f"its Python {reason}{base}.", remedy=f"{INSTALL_ANEW}, with a Python 3.10 that stays.")
         )
     absent = [name for name in ESSENTIAL if not (toolchain.package_dir / name).exists()]
     if absent:
-        problems.append(Problem(text=f"files are missing: {', '.join(absent)}.", remedy=f"{INSTALL} --force."))
+        problems.append(Problem(text=f"files are missing: {', '.join(absent)}.", remedy=f"{INSTALL_ANEW}."))
     if marker and marker.pins != pins.digest():
         text = f"it was made by another version of tpudeploy; this one makes TPU-MLIR {pins.version()}."
         problems.append(Problem(text=text, remedy=f"{INSTALL} to bring it up to date."))
     if marker and not marker.self_check.passed:
         text = f"its self-check failed: {marker.self_check.detail}"
-        problems.append(Problem(text=text, remedy=f"{INSTALL} --force."))
+        problems.append(Problem(text=text, remedy=f"{INSTALL_ANEW}."))
     return ToolchainStatus(
         found=True,
         kind="private",
@@ -130,7 +130,7 @@ def _missing_modules(toolchain: Toolchain) -> list[Problem]:
     return [
         Problem(
             text=f"{toolchain.python} lacks {', '.join(absent)}, which TPU-MLIR's ONNX front end needs.",
-            remedy=f"Install them into that environment, or {INSTALL[0].lower()}{INSTALL[1:]} and unset "
-            "TPUDEPLOY_TOOLCHAIN.",
+            remedy="Install them into that environment, or unset TPUDEPLOY_TOOLCHAIN and run "
+            "`tpudeploy toolchain install`.",
         )
     ]

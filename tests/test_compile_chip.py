@@ -1,0 +1,198 @@
+"""The real compiler: what the short ways give is what the long way gives; killed at any moment, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import link_toolchain
+from test_graph import source_of
+from tiny import write_checkpoint
+
+from tpudeploy.compile.build import BuiltBundle, build_bundle
+from tpudeploy.compile.chip_nets import ChipCompiler
+from tpudeploy.compile.plan import BuildOptions, BuildPlan, plan_build
+from tpudeploy.compile.store import StageStore
+from tpudeploy.compile.toolchain import Toolchain, run_tool
+from tpudeploy.compile.workshop import export_slice
+from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFormat, Manifest
+from tpudeploy.contracts.net import Stage
+from tpudeploy.contracts.net_plan import NetPlan
+from tpudeploy.contracts.progress import StageEvent
+from tpudeploy.contracts.quant import QuantMode
+from tpudeploy.errors import CompileError, ToolchainError
+from tpudeploy.graph.export import net_graphs
+from tpudeploy.graph.slice_weights import slices_of
+from tpudeploy.plugins import registry
+from tpudeploy.settings import Settings
+
+pytestmark = pytest.mark.toolchain
+SMALL = NetPlan(seq_length=64, prefill=(Stage(new_tokens=16, cache_length=64),))
+
+
+def chip_plan(folder: Path, quant: QuantMode = QuantMode.INT8, **options: object) -> BuildPlan:
+    chosen = BuildOptions.model_validate(
+        {"quant": quant, "format": BundleFormat.BMODEL, "nets": SMALL, "jobs": 2} | options
+    )
+    return plan_build(source_of(folder), chosen, registry())
+
+
+def manifest_of(bundle: BuiltBundle) -> Manifest:
+    return Manifest.model_validate_json((bundle.folder / MANIFEST_NAME).read_bytes())
+
+
+def without_time(bmodel: Path) -> bytes:
+    """A bmodel's bytes without the text of its creation time, which is all that two compiles differ in."""
+    return re.sub(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}", b"", bmodel.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory, installed_toolchain: Toolchain) -> Iterator[Settings]:
+    yield link_toolchain(tmp_path_factory.mktemp("chip") / "home")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("quant", list(QuantMode))
+def test_every_quantization_compiles(module_home: Settings, checkpoint: Path, quant: QuantMode) -> None:
+    events: list[StageEvent] = []
+    built = build_bundle(chip_plan(checkpoint, quant), module_home, events.append)
+    manifest = manifest_of(built)
+    assert manifest.quant.mode is quant
+    assert set(manifest.net_files) == {net.name for net in manifest.nets.nets}
+    assert manifest.compiler.cycles["block_cache_0"] > 0
+    assert {event.stage for event in events} >= {"transform", "deploy", "slice", "bundle"}
+    assert events[-1].done == events[-1].total == 4
+    again = build_bundle(chip_plan(checkpoint, quant), module_home)
+    assert again.reused
+    assert again.folder == built.folder
+
+
+def test_a_bundle_leaves_no_pieces_behind(module_home: Settings, checkpoint: Path) -> None:
+    built = build_bundle(chip_plan(checkpoint), module_home)
+    left = [path for path in module_home.stages_dir.rglob("*") if path.suffix in {".bmodel", ".npz", ".onnx"}]
+    assert left == []
+    names = {path.name for path in built.folder.iterdir()}
+    assert names == {"model.bmodel", MANIFEST_NAME}
+
+
+@pytest.mark.parametrize("vendor_name", ["W8F16", "W4F16", "F16"])
+def test_template_and_long_way_give_the_same_bytes(
+    tmp_path: Path, module_home: Settings, installed_toolchain: Toolchain, checkpoint: Path, vendor_name: str
+) -> None:
+    """Transforming the real layer itself must give, byte for byte, what the template and its weights give."""
+    quant = {"W8F16": QuantMode.INT8, "W4F16": QuantMode.INT4, "F16": QuantMode.F16}[vendor_name]
+    plan = chip_plan(checkpoint, quant)
+    assert plan.scheme.vendor_name == vendor_name
+    weights = plan.source.weights()
+    part = slices_of(plan.net_set, weights)[2]  # layer 1: another one than a template could have been made from
+    exported = export_slice(part, weights, plan.export, tmp_path)
+    chip = ChipCompiler(installed_toolchain, StageStore(module_home.stages_dir), plan.scheme, tmp_path / "logs")
+    for net, graph in net_graphs(part, plan.export):
+        template, _ = chip.template(net, graph)
+        short, _ = chip.deploy(f"test-{vendor_name}-{net.name}", net, template, exported.weight_path)
+        long = tmp_path / f"long_{net.name}"
+        long.mkdir()
+        for path in (exported.weight_path, tmp_path / f"{net.name}.onnx"):
+            (long / path.name).symlink_to(path)
+        names = ["--model_name", net.name, "--model_def", f"{net.name}.onnx", "--mlir", f"{net.name}.mlir"]
+        run_tool(installed_toolchain, "model_transform", names, cwd=long, log=long / "log")
+        group = ["--q_group_size", "64"] if quant is QuantMode.INT4 else []
+        arguments = ["--mlir", f"{net.name}.mlir", "--quantize", vendor_name, *group]
+        arguments += ["--quant_input", "--quant_output", "--chip", "bm1684x", "--model", "net.bmodel"]
+        run_tool(installed_toolchain, "model_deploy", arguments, cwd=long, log=long / "log")
+        assert without_time(short / "net.bmodel") == without_time(long / "net.bmodel"), net.name
+
+
+def test_no_toolchain_is_one_clear_error(settings: Settings, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ToolchainError, match="toolchain install"):
+        build_bundle(chip_plan(checkpoint), settings)
+    assert not settings.bundles_dir.exists()
+
+
+def test_a_failing_tool_shows_its_last_words_and_its_log(
+    tmp_path: Path, chip_settings: Settings, installed_toolchain: Toolchain
+) -> None:
+    log = tmp_path / "logs" / "x.log"
+    with pytest.raises(CompileError) as caught:
+        run_tool(installed_toolchain, "model_transform", ["--model_def", "missing.onnx"], cwd=tmp_path, log=log)
+    assert str(log) in str(caught.value)
+    assert log.is_file()
+
+
+BUILD = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from test_compile_chip import chip_plan, build_bundle, Settings
+events = []
+def note(event):
+    print(event.stage, event.item, event.status, flush=True)
+built = build_bundle(chip_plan(Path({folder!r})), Settings(home=Path({home!r})), note)
+print("built", built.folder, flush=True)
+"""
+
+
+def _start(folder: Path, home: Path) -> subprocess.Popen[str]:
+    code = BUILD.format(path=sys.path, folder=str(folder), home=str(home))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("delay_s", [2.0, 5.0, 9.0])
+def test_killed_at_any_moment_it_goes_on(chip_settings: Settings, checkpoint: Path, delay_s: float) -> None:
+    home = chip_settings.home
+    first = _start(checkpoint, home)
+    time.sleep(delay_s)
+    os.kill(first.pid, signal.SIGKILL)
+    said = first.communicate()[0]
+    bundles = list(chip_settings.bundles_dir.glob("*")) if chip_settings.bundles_dir.exists() else []
+    assert len(bundles) == ("built" in said)
+    second = _start(checkpoint, home)
+    again = second.communicate()[0]
+    assert second.returncode == 0, again
+    folder = Path(again.split("built ")[1].strip())
+    for file in json.loads((folder / MANIFEST_NAME).read_text())["files"]:
+        assert (folder / file["path"]).stat().st_size == file["size_bytes"]
+    # Everything that the first run reported as finished was not done again.
+    finished = set(re.findall(r"^(transform|deploy) (\S+) finished", said, re.M))
+    repeated = set(re.findall(r"^(transform|deploy) (\S+) finished", again, re.M))
+    assert not finished & repeated
+
+
+def test_two_at_once_build_it_once(chip_settings: Settings, checkpoint: Path) -> None:
+    both = [_start(checkpoint, chip_settings.home) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    deployed = [len(re.findall(r"^deploy \S+ finished", text, re.M)) for text in said]
+    assert sorted(deployed) == [0, 7]
+    assert sum("wait another tpudeploy" in text for text in said) == 1
+
+
+def test_interrupt_stops_the_vendor_tools(chip_settings: Settings, checkpoint: Path) -> None:
+    process = _start(checkpoint, chip_settings.home)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("deploy"):
+            break
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    said, _ = process.communicate(timeout=30)
+    assert "built" not in said
+    assert time.monotonic() - start < 15
+    home = str(chip_settings.home)
+    left = [p for p in psutil.process_iter(["cmdline"]) if any(home in part for part in p.info["cmdline"] or [])]
+    assert left == []
+    assert list(chip_settings.home.rglob("*.incomplete")) == []

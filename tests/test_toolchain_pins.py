@@ -1,0 +1,106 @@
+"""The table of pins: what is unpacked, and that it says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tpudeploy.compile.toolchain import pins, unpack
+from tpudeploy.errors import FetchError
+
+TPU_MLIR, NUMPY, _, ONNX, *_ = pins.PINS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tpu_mlir/lib/libbackend_bm1684x.so",
+        "tpu_mlir/python/mlir/_mlir_libs/libTPUMLIRPythonCAPI.so.18git",
+        "tpu_mlir/python/mlir/dialects/_top_ops_gen.py",
+        "tpu_mlir-1.30.2.dist-info/licenses/LICENSE",
+    ],
+)
+def test_kept(name: str) -> None:
+    assert TPU_MLIR.keeps(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tpu_mlir/lib/libbackend_bm1690.so",
+        "tpu_mlir/lib/libortools.so.9.8.3296",
+        "tpu_mlir/lib/third_party/libc.so.6",
+        "tpu_mlir/lib/third_party/libpthread.so.0",
+        "tpu_mlir/cross_toolchains/ppl_compile/bin/ppl-compile",
+        "tpu_mlir/bin/tpuc-tool",
+        "tpu_mlir/python/PerfAI/PerfAI_web/templates/x.html",
+        "tpu_mlir/python/mlir/_mlir_libs/_mlir/ir.pyi",
+        "tpu_mlir/python/test/test_onnx.py",
+    ],
+)
+def test_left_out(name: str) -> None:
+    assert not TPU_MLIR.keeps(name)
+
+
+def test_tests_and_data_of_the_packages_are_left_out() -> None:
+    assert not NUMPY.keeps("numpy/core/tests/test_umath.py")
+    assert not ONNX.keeps("onnx/backend/test/data/node/x.pb")
+    assert NUMPY.keeps("numpy.libs/libopenblas64_p-r0-15028c96.3.21.so")
+
+
+def test_every_pin_says_why_and_is_exact() -> None:
+    for pin in pins.PINS:
+        assert pin.why
+        assert len(pin.sha256) == 64
+        assert pin.size_bytes > 0 < pin.kept_bytes
+        assert pin.requirement == f"{pin.project}=={pin.version}"
+    assert max(pins.PINS, key=lambda pin: pin.size_bytes) is TPU_MLIR, "the disk estimate counts on it being first"
+
+
+def test_the_footprint_is_the_documented_one() -> None:
+    assert sum(pin.kept_bytes for pin in pins.PINS) < 330e6
+
+
+def test_a_wheel_is_verified(tmp_path: Path) -> None:
+    wheel = tmp_path / "numpy-1.24.3-py3.whl"
+    assert not unpack.verify(wheel, NUMPY)
+    wheel.write_bytes(b"x" * 10)
+    assert not unpack.verify(wheel, NUMPY)
+    assert not unpack.verify(wheel, NUMPY._replace(size_bytes=10))
+
+
+def test_a_file_that_is_no_zip_is_explained(tmp_path: Path) -> None:
+    wheel = tmp_path / "numpy-1.24.3-py3.whl"
+    wheel.write_bytes(b"<html>sign in to the network</html>")
+    with pytest.raises(FetchError, match="damaged"):
+        unpack.unpack(wheel, NUMPY, tmp_path / "site")
+
+
+def test_unpacking_reports_bytes(tmp_path: Path) -> None:
+    wheel = tmp_path / "numpy-1.24.3-py3.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("numpy/__init__.py", b"12345")
+        archive.writestr("numpy/tests/test_x.py", b"12345")
+    counts: list[int] = []
+    assert unpack.unpack(wheel, NUMPY, tmp_path / "site", counts.append) == 5
+    assert counts == [5]
+
+
+def test_tree_bytes_counts_a_file_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 100_000)
+    once = unpack.tree_bytes(tmp_path)
+    os.link(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "c").symlink_to("a")
+    assert unpack.tree_bytes(tmp_path) == pytest.approx(once, abs=8192)
+    assert unpack.tree_bytes(tmp_path / "absent") == 0
+
+
+def test_the_main_package_never_imports_the_vendors() -> None:
+    code = "import sys, tpudeploy.compile.toolchain; print(sorted({'tpu_mlir', 'onnx', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
