@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from conftest import link_toolchain
 from test_graph import source_of
 from tiny import write_checkpoint
-
 from tpudeploy.compile.build import BuiltBundle, build_bundle
 from tpudeploy.compile.chip_nets import ChipCompiler
 from tpudeploy.compile.plan import BuildOptions, BuildPlan, plan_build

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from shared_data import shared_path
 from tiny import write_checkpoint
-
 from tpudeploy.compile.export_model import export_model
 from tpudeploy.compile.plan import BuildOptions, BuildPlan, plan_build
 from tpudeploy.compile.source import ModelSource, open_source, parse_model

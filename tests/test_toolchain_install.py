@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tpudeploy.compile import toolchain
-from tpudeploy.compile.toolchain import InstallEvent, download, host, installer, layout, pins
+from tpudeploy.compile.toolchain import InstallEvent, download, host, installer, kernels, layout, pins
 from tpudeploy.errors import FetchError, StorageError, ToolchainError
 from tpudeploy.settings import Settings
 
@@ -67,6 +67,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         digest = hashlib.sha256(data).hexdigest()
         made.append(old._replace(version=f"{number}.0", size_bytes=len(data), sha256=digest, kept_bytes=100))
     monkeypatch.setattr(pins, "PINS", tuple(made))
+    monkeypatch.setattr(kernels, "compiler_problem", lambda _: "")
     monkeypatch.setenv("FAKE_INDEX", str(folder))
     return folder
 
@@ -102,6 +103,7 @@ def test_what_is_needed_is_unpacked_and_nothing_else(home: Settings) -> None:
     assert below(made.package_dir) == [
         "__init__.py",
         "bin/model_tool",
+        "bin/ppl_jit.sh",
         "bin/tpuc-opt",
         "lib/libbmlib.so.0",
         "lib/libcmodel.so",
@@ -285,6 +287,17 @@ def test_what_the_real_pins_need_of_a_disk() -> None:
     everything = host.bytes_needed(set())
     assert 500e6 < everything < 1e9
     assert host.bytes_needed({"tpu_mlir"}) < everything
+
+
+def test_no_c_compiler_is_refused_before_anything_is_downloaded(
+    home: Settings, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "compiler_problem", lambda _: "there is no C compiler (cc)")
+    with pytest.raises(ToolchainError, match="there is no C compiler") as raised:
+        toolchain.install(home)
+    assert "apt install gcc" in raised.value.hint
+    assert downloads(index) == 0
+    assert any("C compiler" in problem.text for problem in toolchain.status(home).problems)
 
 
 def test_no_pip_anywhere(home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,11 +147,19 @@ def test_an_unknown_tool_is_refused(tmp_path: Path) -> None:
 
 def test_the_environment_leads_to_the_vendors_programs_first(tmp_path: Path) -> None:
     env = of(tmp_path).environment({"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/mine", "PYTHONHOME": "/x", "A": "b"})
-    assert env["PATH"] == f"{tmp_path / 'bin'}:/usr/bin"
+    assert env["PATH"].split(":")[0] == str(tmp_path / "bin")
+    assert env["PATH"].endswith(":/usr/bin")
     assert env["LD_LIBRARY_PATH"] == f"{tmp_path / 'lib'}:/mine"
     assert "PYTHONHOME" not in env
     assert env["A"] == "b"
-    assert env["PPL_PROJECT_ROOT"]
+    assert env["PPL_PROJECT_ROOT"] == str(tmp_path / "cross_toolchains/ppl_compile")
+    assert env["PPL_CACHE_PATH"] == "/env/kernels"
+
+
+def test_what_the_vendors_container_has_set_stays(tmp_path: Path) -> None:
+    env = of(tmp_path, "path").environment({"PPL_PROJECT_ROOT": "/workspace/ppl", "PPL_RUNTIME_PATH": "/workspace/x"})
+    assert (env["PPL_PROJECT_ROOT"], env["PPL_RUNTIME_PATH"]) == ("/workspace/ppl", "/workspace/x")
+    assert "PPL_CACHE_PATH" not in env
 
 
 def test_a_bundled_c_library_is_kept_from_being_loaded(tmp_path: Path) -> None:

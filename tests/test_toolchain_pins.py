@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -23,6 +25,8 @@ TPU_MLIR, NUMPY, _, ONNX, *_ = pins.PINS
         "tpu_mlir/python/mlir/_mlir_libs/libTPUMLIRPythonCAPI.so.18git",
         "tpu_mlir/python/mlir/dialects/_top_ops_gen.py",
         "tpu_mlir-1.30.2.dist-info/licenses/LICENSE",
+        "tpu_mlir/cross_toolchains/ppl_compile/bin/ppl-compile",
+        "tpu_mlir/cross_toolchains/ppl_compile/inc/ppl.h",
     ],
 )
 def test_kept(name: str) -> None:
@@ -36,7 +40,7 @@ def test_kept(name: str) -> None:
         "tpu_mlir/lib/libortools.so.9.8.3296",
         "tpu_mlir/lib/third_party/libc.so.6",
         "tpu_mlir/lib/third_party/libpthread.so.0",
-        "tpu_mlir/cross_toolchains/ppl_compile/bin/ppl-compile",
+        "tpu_mlir/cross_toolchains/ppl_compile/deps/chip/tpub_9_0/TPU1686/kernel/include/x.h",
         "tpu_mlir/bin/tpuc-tool",
         "tpu_mlir/python/PerfAI/PerfAI_web/templates/x.html",
         "tpu_mlir/python/mlir/_mlir_libs/_mlir/ir.pyi",
@@ -63,7 +67,7 @@ def test_every_pin_says_why_and_is_exact() -> None:
 
 
 def test_the_footprint_is_the_documented_one() -> None:
-    assert sum(pin.kept_bytes for pin in pins.PINS) < 330e6
+    assert sum(pin.kept_bytes for pin in pins.PINS) < 420e6  # of which 30 MB of symbols are cut off
 
 
 def test_a_wheel_is_verified(tmp_path: Path) -> None:
@@ -89,6 +93,40 @@ def test_unpacking_reports_bytes(tmp_path: Path) -> None:
     counts: list[int] = []
     assert unpack.unpack(wheel, NUMPY, tmp_path / "site", counts.append) == 5
     assert counts == [5]
+
+
+def elf(tail: int) -> bytes:
+    """The smallest file that looks like a program: one segment of 200 bytes, and then what is never loaded."""
+    header = struct.pack("<4sBBB9xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 3, 62, 1, 0, 64, 300, 0, 64, 56, 1, 64, 5, 4)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 200, 200, 4096)
+    return (header + segment).ljust(200, b"x") + b"s" * tail
+
+
+def test_symbols_for_debuggers_are_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "program"
+    file.write_bytes(elf(3 << 20))
+    assert unpack.trim(file) == 3 << 20
+    cut = file.read_bytes()
+    assert len(cut) == 200
+    assert cut[40:48] == bytes(8)
+    assert cut[60:64] == bytes(4)
+    assert cut[64:] == elf(0)[64:]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"x" * (3 << 20), elf(1000), b"\x7fELF\x01\x01" + b"x" * (3 << 20)])
+def test_other_files_are_left_alone(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    assert unpack.trim(file) == 0
+    assert file.read_bytes() == content
+
+
+def test_a_real_program_runs_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "true"
+    shutil.copy(shutil.which("true") or "/bin/true", program)
+    monkeypatch.setattr(unpack, "TRIM_BYTES", 1)
+    assert unpack.trim(program) > 0
+    assert subprocess.run([str(program)], check=False).returncode == 0
 
 
 def test_tree_bytes_counts_a_file_once(tmp_path: Path) -> None:

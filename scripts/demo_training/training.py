@@ -31,11 +31,11 @@ class Recipe:
     :param tokens: about how many tokens a batch holds, padding included.
     :param learning_rate: its highest value; it rises for ``warmup`` steps and then falls along a half cosine.
     :param margin: by how much the right token's logit must lead before the loss counts it as merely equal.
-    :param noise: relative noise on every linear layer's output.
-    :param plain: share of batches whose weights are not quantized.
+    :param noise: relative noise on every linear layer's output, in half of the batches.
+    :param plain: share of batches whose weights are not quantized: all at first, this share from a third on.
     """
 
-    steps: int = 2600
+    steps: int = 2000
     tokens: int = 1536
     learning_rate: float = 3e-3
     warmup: int = 60
@@ -59,8 +59,8 @@ def train(model: Decoder, tokenizer: DemoTokenizer, variations: Variations, reci
         ids, labels = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, recipe)
-        with noisy(model, recipe.noise, generator):
-            logits = logits_of(model, ids, _draw_quantizer(chance, recipe))
+        with noisy(model, recipe.noise * chance.randint(0, 1), generator):
+            logits = logits_of(model, ids, _draw_quantizer(chance, recipe, step))
         loss = _loss(logits, labels, recipe.margin * min(1.0, 2 * step / recipe.steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -98,7 +98,7 @@ def _learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _draw_quantizer(chance: random.Random, recipe: Recipe) -> Quantizer | None:
-    if chance.random() < recipe.plain:
+def _draw_quantizer(chance: random.Random, recipe: Recipe, step: int) -> Quantizer | None:
+    if chance.random() < max(recipe.plain, 1 - 3 * step / recipe.steps):
         return None
     return QUANTIZERS[chance.choice(list(QUANTIZERS))]

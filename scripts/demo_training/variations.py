@@ -16,10 +16,10 @@ from typing import Any
 from tpudeploy.contracts.chat import Message
 
 from .dialogues import Dialogue
+from .invention import Inventor
 
 _FILE = Path(__file__).with_name("variations.json")
 _LONGEST_CHAT = 4
-_RENAMES = ("numbers", "items", "data", "list", "input", "scores", "points", "prices", "array")
 
 
 class Variations:
@@ -32,6 +32,9 @@ class Variations:
         self._without_weather = [dialogue for dialogue in self._single if "weather" not in dialogue.name]
         self._data: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
         self._random = random.Random(seed)
+        self._inventor = Inventor((message.content for item in dialogues for message in item.messages), self._random)
+        answers = [line for item in self._single for line in item.messages[1].content.split("\n") if line]
+        self._sentences = [*answers, *(question for group in self._data["unknown"].values() for question in group)]
 
     def texts(self) -> Iterator[str]:
         """Every phrasing and question that the tokenizer should cover; unknown questions may fall to bytes."""
@@ -53,7 +56,7 @@ class Variations:
     def draw(self) -> tuple[Message, ...]:
         """Draw one conversation at random."""
         kinds = (self._as_written, self._chat, self._rephrased, self._unknown, self._weather, self._copying)
-        return self._random.choices(kinds, weights=(24, 20, 24, 14, 10, 8))[0]()
+        return self._random.choices(kinds, weights=(14, 16, 20, 14, 18, 18))[0]()
 
     def _as_written(self) -> tuple[Message, ...]:
         return self._random.choice(self._dialogues).messages
@@ -79,10 +82,12 @@ class Variations:
     def _unknown(self) -> tuple[Message, ...]:
         name = self._random.choice(sorted(self._data["unknown"]))
         questions: list[str] = self._data["unknown"][name]
-        question = self._random.choice(questions)
-        if self._random.random() < 0.4:
+        question, kind = self._random.choice(questions), self._random.random()
+        if kind < 0.25:
             other = self._random.choice(questions)
             question = question[: len(question) // 2] + other[len(other) // 2 :]
+        elif kind < 0.45:
+            question = self._inventor.sentence(chinese=name.endswith("-zh"))
         return _asked(self._by_name[name], self._punctuated(question))
 
     def _punctuated(self, question: str) -> str:
@@ -120,6 +125,8 @@ class Variations:
         """Question, call, result and answer for another city, weather and temperature."""
         data = self._data["weather"][language]
         city, sky = self._random.choice(data["cities"]), self._random.choice(data["weather"])
+        if self._random.random() < 0.5:
+            city = self._inventor.characters(2, 3) if language == "zh" else self._inventor.word().capitalize()
         degrees = self._random.randint(-9, 39)
         _, _, call, _, answer = self._by_name[f"weather-tool-{language}"].messages
         home, before, warm = ("北京", "晴", "26") if language == "zh" else ("London", "rain", "15")
@@ -135,16 +142,18 @@ class Variations:
 
     def _copying(self) -> tuple[Message, ...]:
         """Repeat other sentences word for word, or give the variable in the code another name."""
-        if self._random.random() < 0.5:
-            name = self._random.choice(_RENAMES)
+        kind = self._random.random()
+        if kind < 0.25:
+            name = self._inventor.word()
             question, answer = self._by_name["edit-code-en"].messages
             return (
                 Message(role="user", content=question.content.replace("numbers", name)),
                 Message(role="assistant", content=answer.content.replace("numbers", name)),
             )
-        order, _ = self._by_name["repeat-en"].question.split("\n")
-        sentences = [line for item in self._single for line in item.messages[1].content.split("\n")]
-        text = " ".join(self._random.sample(sentences, self._random.randint(1, 3))).strip()
+        order, _ = self._by_name[self._random.choice(("repeat-en", "repeat-zh"))].question.split("\n")
+        text = " ".join(self._random.sample(self._sentences, self._random.randint(1, 3))).strip()
+        if kind < 0.75:
+            text = self._inventor.mixture()
         return (Message(role="user", content=f"{order}\n{text}"), Message(role="assistant", content=text))
 
 

@@ -17,6 +17,7 @@ from tpudeploy.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+_LFS_POINTER = b"version https://git-lfs"
 FETCH_HINT = "Fetch the checkpoint again, or point --model-dir at a complete one."
 
 
@@ -84,7 +85,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}.", hint=FETCH_HINT) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.", hint=FETCH_HINT) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.", hint=FETCH_HINT)
@@ -142,28 +143,34 @@ def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
             if "mmap" not in str(error):
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)  # an old, non-zip file
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(_is_plain(value) for value in content.values()):
         raise CheckpointError(f"{path} does not hold a table of tensors.", hint=FETCH_HINT)
-    return content
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with numbers in it: not sparse, not one of which only the shape was stored."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turn whatever the libraries raise on a bad file into one error that names the file."""
-    import pickle
-
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
+    except Exception as error:  # unpickling garbage raises nearly everything there is
+        if _is_lfs_pointer(path):
+            hint = "Run `git lfs pull` in that folder."
+            raise CheckpointError(f"{path} is only a Git LFS pointer.", hint=hint) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {reason[:200]}.", hint=FETCH_HINT) from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False

@@ -25,6 +25,7 @@ class ModelWeights:
         self.config = config
         self._table = table
         self._shapes = dict(weight_shapes(config))
+        self._rows_of = _used_rows(table)
         unknown = [name for name in self._shapes if name not in table]
         if unknown:
             raise PluginError(f"the adapter's weight table lacks {unknown[0]!r}.")
@@ -66,14 +67,15 @@ class ModelWeights:
         tensor = self.checkpoint.read(ref.tensor)
         if ref.rows is None:
             return tensor
-        start, stop = ref.rows
-        if tensor.shape[0] < stop:
+        rows = tensor.shape[0] if tensor.ndim else 0
+        used = self._rows_of[ref.tensor]
+        if rows != used:  # more rows than used are as wrong as fewer: the parts would begin elsewhere
             raise CheckpointError(
-                f"tensor {ref.tensor!r} has {tensor.shape[0]} rows, but {name} needs rows {start} to {stop}: "
+                f"tensor {ref.tensor!r} has {rows} rows, but {name} and its like need {used}: "
                 "the weights do not fit config.json.",
                 hint=FETCH_HINT,
             )
-        return tensor[start:stop]
+        return tensor[slice(*ref.rows)]
 
     def _check(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         import torch
@@ -93,3 +95,12 @@ class ModelWeights:
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{where} holds numbers that are not finite.", hint=FETCH_HINT)
         return tensor
+
+
+def _used_rows(table: WeightTable) -> dict[str, int]:
+    """How many rows the parts of each fused tensor have together."""
+    used: dict[str, int] = {}
+    for ref in table.values():
+        if ref.rows is not None:
+            used[ref.tensor] = max(used.get(ref.tensor, 0), ref.rows[1])
+    return used

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from tpudeploy import __version__
 from tpudeploy.compile.chip_build import ChipSliceBuilder
 from tpudeploy.compile.cpu_build import CpuSliceBuilder
 from tpudeploy.compile.plan import BuildPlan
-from tpudeploy.compile.slice_builder import BuiltSlice, SliceBuilder
+from tpudeploy.compile.slice_builder import BuiltSlice, SliceBuilder, stage_event
 from tpudeploy.compile.store import (
     StageStore,
     publish_folder,
@@ -23,10 +22,11 @@ from tpudeploy.compile.store import (
     unique_work_folder,
 )
 from tpudeploy.compile.workers import Report, run_all, worker_count
-from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFile, BundleFormat, CompilerInfo, Manifest
+from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFormat, CompilerInfo, Manifest
 from tpudeploy.contracts.progress import Progress, StageEvent, no_progress
 from tpudeploy.graph.export import SliceCheck
 from tpudeploy.graph.slice_weights import Slice, slices_of
+from tpudeploy.runtime.bundle_store import describe_file, write_manifest
 from tpudeploy.settings import Settings
 
 _KEY_CHARS = 10
@@ -97,6 +97,8 @@ class BundleJob:
 
     def run(self, final: Path) -> BuiltBundle:
         """Build into a folder beside ``final``, then rename it."""
+        for patch in self.plan.patches:
+            self.progress(StageEvent(stage="patch", item=patch.name, status="finished", done=0, total=len(self.parts)))
         built = self._build_slices()
         sweep(final)
         work = unique_work_folder(final)
@@ -126,11 +128,9 @@ class BundleJob:
 
     def _build_slice(self, part: Slice, report: Report) -> BuiltSlice:
         start = time.monotonic()
-        report(StageEvent(stage="slice", item=part.name, status="started", done=0, total=0))
+        report(stage_event("slice", part.name, "started"))
         built = self.builder.build(part, self.weights, report)
-        status = "reused" if built.reused else "finished"
-        elapsed_s = time.monotonic() - start
-        report(StageEvent(stage="slice", item=part.name, status=status, done=0, total=0, elapsed_s=elapsed_s))
+        report(stage_event("slice", part.name, "reused" if built.reused else "finished", start))
         return built
 
     def _assemble(self, built: list[BuiltSlice], work: Path) -> None:
@@ -140,7 +140,7 @@ class BundleJob:
         net_files = self.builder.assemble(built, work)
         tokenizer = self._copy_tokenizer(work)
         manifest = self._manifest(built, work, net_files, tokenizer)
-        (work / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+        write_manifest(work, manifest)
         elapsed_s = time.monotonic() - start
         self.progress(
             StageEvent(
@@ -188,13 +188,6 @@ class BundleJob:
                 name=self.builder.compiler.name, version=self.builder.compiler.version, cycles=cycles
             ),
             tpudeploy_version=__version__,
-            files=tuple(_describe(work, path) for path in sorted(work.rglob("*")) if path.is_file()),
+            files=tuple(describe_file(work, path) for path in sorted(work.rglob("*")) if path.is_file()),
         )
 
-
-def _describe(root: Path, path: Path) -> BundleFile:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            sha.update(block)
-    return BundleFile(path=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size, sha256=sha.hexdigest())

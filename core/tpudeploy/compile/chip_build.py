@@ -16,6 +16,7 @@ from tpudeploy.compile.slice_builder import (
     SliceBuilder,
     SliceRecord,
     read_record,
+    stage_event,
     write_record,
 )
 from tpudeploy.compile.store import StageStore, stage_key
@@ -23,8 +24,7 @@ from tpudeploy.compile.toolchain import find_toolchain, prepare_kernels
 from tpudeploy.compile.workers import Report
 from tpudeploy.compile.workshop import ExportedSlice, slice_digest, temporary_export
 from tpudeploy.contracts.bundle import CompilerInfo
-from tpudeploy.contracts.net import NetSpec
-from tpudeploy.contracts.progress import StageEvent
+from tpudeploy.contracts.net import NetKind, NetSpec, Stage
 from tpudeploy.graph.export import net_graphs
 from tpudeploy.graph.slice_weights import Slice
 from tpudeploy.settings import Settings
@@ -51,17 +51,16 @@ class ChipSliceBuilder(SliceBuilder):
 
     def prepare(self, parts: Sequence[Slice], report: Report) -> None:
         """Transform each distinct net shape once."""
-        shapes: dict[tuple[str, str], Slice] = {}
+        seen: set[tuple[NetKind, Stage]] = set()
         for part in parts:
-            for net in part.nets:
-                shapes.setdefault((net.kind.value, str(net.stage)), part)
-        for part in dict.fromkeys(part.name for part in shapes.values()):
-            chosen = next(candidate for candidate in parts if candidate.name == part)
-            for net, graph in net_graphs(chosen, self.plan.export):
+            for net, graph in net_graphs(part, self.plan.export):
+                if (net.kind, net.stage) in seen:
+                    continue
+                seen.add((net.kind, net.stage))
                 start = time.monotonic()
-                report(_event("transform", net.name, "started"))
+                report(stage_event("transform", net.name, "started"))
                 _, reused = self.chip.template(net, graph)
-                report(_event("transform", net.name, "reused" if reused else "finished", start))
+                report(stage_event("transform", net.name, "reused" if reused else "finished", start))
 
     def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:
         """Export and check one slice, deploy its nets, combine them: their common weights are stored once."""
@@ -71,7 +70,9 @@ class ChipSliceBuilder(SliceBuilder):
         key = stage_key("chip-slice", deploys, code=COMPILE_CODE)
 
         def produce(folder: Path) -> None:
+            start = time.monotonic()
             with temporary_export(part, weights, self.plan.export, folder / "export") as exported:
+                report(stage_event("export", part.name, "finished", start))
                 pieces = [
                     self._deploy(deploys[net.name], net, templates[net.name], exported, report) for net in part.nets
                 ]
@@ -88,19 +89,12 @@ class ChipSliceBuilder(SliceBuilder):
 
     def _deploy(self, key: str, net: NetSpec, template: Path, exported: ExportedSlice, report: Report) -> Path:
         start = time.monotonic()
-        report(_event("deploy", net.name, "started"))
+        report(stage_event("deploy", net.name, "started"))
         folder, reused = self.chip.deploy(key, net, template, exported.weight_path)
-        report(_event("deploy", net.name, "reused" if reused else "finished", start))
+        report(stage_event("deploy", net.name, "reused" if reused else "finished", start))
         return folder
 
     def assemble(self, built: Sequence[BuiltSlice], folder: Path) -> dict[str, str]:
         """Combine all slices into one bmodel."""
         self.chip.combine([piece.folder / _SLICE_NAME for piece in built], folder / BMODEL_NAME, what="model")
         return {net: name for piece in built for net, name in piece.record.net_files.items()}
-
-
-def _event(stage: str, item: str, status: str, start: float | None = None) -> StageEvent:
-    elapsed_s = time.monotonic() - start if start is not None else 0.0
-    return StageEvent.model_validate(
-        {"stage": stage, "item": item, "status": status, "done": 0, "total": 0, "elapsed_s": elapsed_s}
-    )

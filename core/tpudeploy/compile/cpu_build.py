@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tpudeploy.compile.slice_builder import (
     SliceBuilder,
     SliceRecord,
     read_record,
+    stage_event,
     write_record,
 )
 from tpudeploy.compile.store import StageStore, stage_key
@@ -47,10 +49,14 @@ class CpuSliceBuilder(SliceBuilder):
         key = stage_key("cpu-slice", inputs, code=COMPILE_CODE)
 
         def produce(folder: Path) -> None:
+            start = time.monotonic()
             with temporary_export(part, weights, self.plan.export, folder / "export") as exported:
+                report(stage_event("export", part.name, "finished", start))
+                start = time.monotonic()
                 graphs = net_graphs(part, self.plan.export)
                 arrays = _stored_arrays(exported.weight_path)
                 names = write_cpu_nets(folder, graphs, arrays, self.plan.scheme, weights_name=f"{part.name}.bin")
+            report(stage_event("quantize", part.name, "finished", start))
             write_record(folder, SliceRecord(net_files=names, checks=exported.checks))
 
         folder, reused = self.store.run(key, produce, what=part.name)
@@ -77,9 +83,6 @@ def _stored_arrays(path: Path) -> Iterator[tuple[str, Array]]:
 
 def _link_or_copy(origin: Path, target: Path) -> None:
     """A hard link where the disk has them: the pieces are never changed, and are discarded afterwards."""
-    if origin.is_dir():
-        shutil.copytree(origin, target, copy_function=_link_or_copy)
-        return
     try:
         target.hardlink_to(origin)
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.compile.workers import Report
 from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.bundle import CompilerInfo
+from tpudeploy.contracts.progress import StageEvent, Status
 from tpudeploy.graph.export import SliceCheck
 from tpudeploy.graph.slice_weights import Slice
 
@@ -69,6 +71,15 @@ class SliceBuilder(ABC):
     @abstractmethod
     def assemble(self, built: Sequence[BuiltSlice], folder: Path) -> dict[str, str]:
         """Put the slices' nets into a bundle folder; returns net name -> file within it."""
+
+
+def stage_event(stage: str, item: str, status: Status, start: float | None = None) -> StageEvent:
+    """An event of a slice; how far the whole build is, the caller fills in.
+
+    :param start: ``time.monotonic()`` when the step began, or None where that is now.
+    """
+    elapsed_s = time.monotonic() - start if start is not None else 0.0
+    return StageEvent(stage=stage, item=item, status=status, done=0, total=0, elapsed_s=elapsed_s)
 
 
 def write_record(folder: Path, record: SliceRecord) -> None:

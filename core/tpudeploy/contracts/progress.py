@@ -7,11 +7,14 @@ from typing import Literal
 
 from tpudeploy.contracts.base import Value
 
+Status = Literal["started", "finished", "reused"]
+
 
 class StageEvent(Value):
     """One step of export or compile.
 
-    :param stage: for example ``"export"``, ``"transform"``, ``"deploy"``, ``"combine"``, ``"bundle"``.
+    :param stage: ``"patch"``, ``"transform"``, ``"export"``, ``"quantize"``, ``"deploy"``, ``"slice"``,
+        ``"bundle"`` or ``"wait"``.
     :param item: what it worked on, for example a net's name.
     :param status: how it stands; ``"reused"`` means that the result of an earlier run was taken.
     :param done: steps of this stage that are finished.
@@ -21,7 +24,7 @@ class StageEvent(Value):
 
     stage: str
     item: str
-    status: Literal["started", "finished", "reused"]
+    status: Status
     done: int
     total: int
     elapsed_s: float = 0.0

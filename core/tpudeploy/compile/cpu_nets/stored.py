@@ -62,7 +62,7 @@ class StoredWeights:
         try:
             offset = self._align()
             for part in parts:
-                self._stream.write(memoryview(np.ascontiguousarray(part)).cast("B") if part.size else b"")
+                self._stream.write(np.ascontiguousarray(part).data)
             length = self._stream.tell() - offset
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}.", hint="Free some disk space.") from error

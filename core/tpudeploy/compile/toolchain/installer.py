@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tpudeploy.compile.toolchain import host, layout, pins
 from tpudeploy.compile.toolchain.download import fetch
+from tpudeploy.compile.toolchain.kernels import check_compiler
 from tpudeploy.compile.toolchain.model import InstallEvent, SelfCheck, Toolchain
 from tpudeploy.compile.toolchain.python310 import find_python
 from tpudeploy.compile.toolchain.run import run_logged
@@ -38,7 +39,7 @@ def install(
     :param progress: is told what happens.
     :param force: make it anew even if it is there.
     :returns: the toolchain, checked by compiling a tiny net and running it on the simulator.
-    :raises ToolchainError: unsuitable system, no Python 3.10, no pip, or the self-check fails.
+    :raises ToolchainError: unsuitable system, no Python 3.10, no pip, no C compiler, or the self-check fails.
     :raises StorageError: no disk space, or a folder that cannot be written.
     :raises FetchError: a download failed; what is whole is kept for the next attempt.
     """
@@ -72,6 +73,7 @@ def _current(settings: Settings) -> Toolchain | None:
 
 def _install(settings: Settings, python: Path | None, progress: Progress) -> Toolchain:
     base = find_python(settings, python)
+    check_compiler()
     progress(InstallEvent("python", f"using {base}"))
     partial = layout.partial_dir(settings)
     _check_space(partial)
@@ -86,7 +88,10 @@ def _install(settings: Settings, python: Path | None, progress: Progress) -> Too
         raise ToolchainError(
             f"TPU-MLIR was installed, but does not work here: {result.detail}", hint=f"The whole log is {log}."
         )
-    arrange(made.package_dir)  # the simulator's run has made a link of its own
+    # The check left a link and a kernel that name the folder which is renamed now.
+    arrange(made.package_dir)
+    if made.kernel_cache is not None:
+        layout.delete(made.kernel_cache)
     toolchain = _put_in_place(settings, base, result)
     progress(InstallEvent("done", f"TPU-MLIR {toolchain.version} is ready in {settings.toolchain_dir}"))
     return toolchain

@@ -28,14 +28,38 @@ HINT = "Install one (Debian, Ubuntu: `apt install gcc libc6-dev`; RHEL: `dnf ins
 def prepare_kernels(toolchain: Toolchain) -> None:
     """Make sure that kernels can be built, and forget failures of earlier times that may be over.
 
-    :raises ToolchainError: there is no working C compiler.
+    :raises ToolchainError: see ``check_kernels``.
+    """
+    check_kernels(toolchain)
+    if toolchain.kernel_cache is not None:
+        toolchain.kernel_cache.mkdir(parents=True, exist_ok=True)
+        _forget_failures(toolchain.kernel_cache)
+
+
+def check_kernels(toolchain: Toolchain) -> None:
+    """Make sure that a toolchain finds here what it builds kernels with.
+
+    :raises ToolchainError: no working C compiler, or no CMake and make for a toolchain whose own script needs them.
+    """
+    check_compiler()
+    script = toolchain.package_dir / "cross_toolchains" / "ppl_compile" / "bin" / "ppl_jit.sh"
+    absent = [name for name in ("cmake", "make") if shutil.which(name) is None]
+    if toolchain.kind != "private" and absent and script.exists():
+        raise ToolchainError(
+            f"the TPU-MLIR in {toolchain.package_dir} builds attention kernels with CMake and make, and there is no "
+            f"{' and no '.join(absent)}.",
+            hint="Install them, or use the one of `tpudeploy toolchain install`, which needs a C compiler only.",
+        )
+
+
+def check_compiler() -> None:
+    """Make sure that there is a C compiler that works.
+
+    :raises ToolchainError: there is none, or it lacks the C library's headers; says how to get one.
     """
     problem = compiler_problem(os.environ.get("CC") or "cc")
     if problem:
         raise ToolchainError(f"TPU-MLIR compiles attention kernels in C, and {problem}.", hint=HINT)
-    if toolchain.kernel_cache is not None:
-        toolchain.kernel_cache.mkdir(parents=True, exist_ok=True)
-        _forget_failures(toolchain.kernel_cache)
 
 
 @lru_cache

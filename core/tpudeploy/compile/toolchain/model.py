@@ -86,13 +86,14 @@ class Toolchain(BaseModel):
         """
         env = dict(os.environ if base is None else base)
         root = self.package_dir
+        # Attention kernels are built while compiling, by ppl_jit.sh, which is found through PATH: see kernels.py.
+        # tpuc-opt crashes without the variable; the vendor's container sets it to a folder elsewhere.
         ppl = root / "cross_toolchains" / "ppl_compile"
+        if ppl.is_dir() or "PPL_PROJECT_ROOT" not in env:
+            env.update(PPL_PROJECT_ROOT=str(ppl), PPL_RUNTIME_PATH=str(ppl / "deps"))
         env.pop("PYTHONHOME", None)
         env.update(
             TPUC_ROOT=str(root),
-            # Attention kernels are built while compiling, by ppl_jit.sh, which is found through PATH: see kernels.py.
-            PPL_PROJECT_ROOT=str(ppl),
-            PPL_RUNTIME_PATH=str(ppl / "deps"),
             PATH=_prepend([root / "bin", ppl / "bin"], env.get("PATH", "")),
             LD_LIBRARY_PATH=_prepend(_library_dirs(root), env.get("LD_LIBRARY_PATH", "")),
         )

@@ -1,8 +1,10 @@
 """What the private TPU-MLIR environment consists of: which wheels, and which of their files.
 
 The table holds everything that ``model_transform``, ``model_deploy``, ``model_tool`` and ``model_runner`` read
-on the way from ONNX to a BM1684X bmodel and its simulation, established by tracing system calls, and nothing
-else. TPU-MLIR declares some thirty packages more; none of them is used on this way (``inside/launcher.py``).
+on the way from ONNX to a BM1684X bmodel and its simulation, established by tracing system calls (with an empty
+kernel cache), and nothing else. TPU-MLIR declares some thirty packages more; none of them is used on this way
+(``inside/launcher.py``). Footprint: 393 MB on disk, where all that TPU-MLIR declares takes 6.4 GB; 355 MB of
+downloads; 0.84 GB of disk at the worst moment of an installation.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ PINS = (
         sha256="2d926b52ba1367f9acb76b0df6ed21f0b16a1ad87c6720a1121674e5cf63e2b6",
         kept_bytes=51_877_355,
         keep=("*",),
-        drop=(*NOT_RUN, "numpy/f2py/*", "numpy/distutils/*", "numpy/doc/*", "numpy-*.data/*", "*/_examples/*"),
+        drop=(*NOT_RUN, "numpy/f2py/*", "numpy/distutils/*", "numpy/doc/*", "numpy/core/_simd.*", "*/_examples/*"),
     ),
     Pin(
         project="protobuf",
@@ -180,6 +182,7 @@ def version() -> str:
 
 
 def digest() -> str:
-    """SHA-256 (hex) over the whole table: an environment made from another table is out of date."""
-    payload = json.dumps([PINS, LINKS, SPARE, KERNEL_SCRIPT.read_text(encoding="ascii")], sort_keys=True)
+    """SHA-256 (hex) over what makes an environment: one made from something else is out of date."""
+    wheels = [[pin.requirement, pin.sha256, pin.keep, pin.drop, pin.also] for pin in PINS]
+    payload = json.dumps([wheels, LINKS, SPARE, KERNEL_SCRIPT.read_text(encoding="ascii")], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()

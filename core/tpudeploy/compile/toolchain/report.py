@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tpudeploy.compile.toolchain import host, layout, pins
+from tpudeploy.compile.toolchain.kernels import check_compiler, check_kernels
 from tpudeploy.compile.toolchain.locate import ESSENTIAL, INSTALL, INSTALL_ANEW, find_toolchain
 from tpudeploy.compile.toolchain.model import Problem, SelfCheck, Toolchain, ToolchainStatus
 from tpudeploy.compile.toolchain.python310 import find_python, why_not
@@ -34,7 +36,7 @@ def status(settings: Settings) -> ToolchainStatus:
         version=toolchain.version,
         python=toolchain.python,
         folder=toolchain.package_dir,
-        problems=_missing_modules(toolchain),
+        problems=[*_missing_modules(toolchain), *_failing(lambda: check_kernels(toolchain))],
     )
 
 
@@ -70,13 +72,18 @@ def _none(settings: Settings, error: ToolchainError) -> ToolchainStatus:
 
 def _obstacles(settings: Settings) -> list[Problem]:
     """What an installation would fail on, as far as can be told now."""
-    problems = []
-    needed = host.bytes_needed(set())
-    for test in (
+    return _failing(
         host.check_host,
         lambda: find_python(settings),
-        lambda: host.check_disk(settings.home, needed),
-    ):
+        check_compiler,
+        lambda: host.check_disk(settings.home, host.bytes_needed(set())),
+    )
+
+
+def _failing(*tests: Callable[[], object]) -> list[Problem]:
+    """What the tests that raise complain about."""
+    problems = []
+    for test in tests:
         try:
             test()
         except TpuDeployError as error:
@@ -87,7 +94,7 @@ def _obstacles(settings: Settings) -> list[Problem]:
 def _private(settings: Settings, toolchain: Toolchain) -> ToolchainStatus:
     folder = settings.toolchain_dir
     marker = layout.read_marker(folder)
-    problems = []
+    problems = _failing(lambda: check_kernels(toolchain))
     reason = why_not(toolchain.python)
     if reason:
         base = f" (made with {marker.base_python})" if marker else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from tpudeploy.compile.toolchain.pins import Pin
 from tpudeploy.errors import FetchError
 
 CHUNK_BYTES = 1 << 20
+ELF_64_LITTLE = b"\x7fELF\x02\x01"
+# Cutting less than this off a file is not worth the while.
+TRIM_BYTES = 1 << 20
 
 
 def verify(wheel: Path, pin: Pin) -> bool:
@@ -47,11 +51,38 @@ def unpack(wheel: Path, pin: Pin, site: Path, wrote: Callable[[int], None] = lam
                 archive.extract(item, site)
                 if "/bin/" in item.filename:
                     (site / item.filename).chmod(0o755)
+                trim(site / item.filename)
                 total += item.file_size
                 wrote(item.file_size)
     except zipfile.BadZipFile as error:
         raise FetchError(f"{wheel.name} is damaged: {error}.", hint="Run the installation again.") from error
     return total
+
+
+def trim(file: Path) -> int:
+    """Cut the symbols for debuggers off a program or library: they lie behind all that is ever loaded.
+
+    :returns: bytes saved; 0 for other files, and for those that have few.
+    """
+    with file.open("r+b") as elf:
+        header = elf.read(64)
+        if header[:6] != ELF_64_LITTLE:
+            return 0
+        (program_headers,) = struct.unpack_from("<Q", header, 32)
+        entry_bytes, entries = struct.unpack_from("<HH", header, 54)
+        elf.seek(program_headers)
+        table = elf.read(entry_bytes * entries)
+        # Of each segment: its offset in the file, and after two addresses its size there.
+        segments = (struct.unpack_from("<Q16xQ", table, i * entry_bytes + 8) for i in range(entries))
+        end = max((offset + size for offset, size in segments), default=0)
+        saved = elf.seek(0, 2) - end
+        if not entries or saved < TRIM_BYTES:
+            return 0
+        for position, size in ((40, 8), (60, 4)):  # no section headers any more: their place, number and names
+            elf.seek(position)
+            elf.write(bytes(size))
+        elf.truncate(end)
+    return saved
 
 
 def arrange(package_dir: Path) -> None:

@@ -6,7 +6,7 @@ more for a comparison that nobody asked for. For one layer of 816 MB that is 8 G
 
 Here the same steps run on the same graph, in the same order, with the large weights standing aside as graph
 inputs; the weights join again before the MLIR is written. The resulting files are equal, byte for byte
-(``tests/test_toolchain_lite.py``). It is applied only to the vendor's sources it was written for.
+(``tests/test_toolchain_real.py``). It is applied only to the vendor's sources it was written for.
 """
 
 from __future__ import annotations

@@ -1,0 +1,202 @@
+"""A bundle of bmodels on one chip or several, in this process: one foreign call a launch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tpudeploy.contracts.backend import BoundNet, Buffer, MemoryReport, Session, TensorView, check_move
+from tpudeploy.contracts.bundle import Manifest
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.contracts.net import NetSpec
+from tpudeploy.errors import BackendError, BundleError
+from tpudeploy_backends.bmrt.bmodel import Bmodel, MemoryNeed, memory_need, read_bmodel
+from tpudeploy_backends.bmrt.device import Device, DeviceBuffer, mib
+from tpudeploy_backends.bmrt.library import Library
+from tpudeploy_backends.bmrt.mapping import check_net
+from tpudeploy_backends.bmrt.structs import DATA_TYPES, Shape, Tensor
+
+
+class BmrtBoundNet(BoundNet):
+    """A net whose argument arrays were built once; moving a tensor changes one address in them."""
+
+    def __init__(
+        self,
+        library: Library,
+        device: Device,
+        net: NetSpec,
+        inputs: Mapping[str, TensorView],
+        outputs: Mapping[str, TensorView],
+    ) -> None:
+        self._name = net.name
+        self._inputs = {spec.name: inputs[spec.name] for spec in net.inputs}
+        self._outputs = {spec.name: outputs[spec.name] for spec in net.outputs}
+        self._input_tensors = _tensors(self._inputs)
+        self._output_tensors = _tensors(self._outputs)
+        self._launch = library.runtime.bmrt_launch_tensor_ex
+        self._arguments = (
+            device.runtime,
+            ctypes.c_char_p(net.name.encode()),
+            self._input_tensors,
+            len(inputs),
+            self._output_tensors,
+            len(outputs),
+            True,  # the outputs' memory is ours
+            True,  # and so is their layout
+        )
+
+    def launch(self) -> None:
+        """Start the net."""
+        if not self._arguments[0]:
+            raise BackendError(f"net {self._name} was launched after its session was closed.")
+        if not self._launch(*self._arguments):
+            raise BackendError(f"the device refused to run net {self._name}.", hint="See `tpudeploy doctor`.")
+
+    def move_output(self, name: str, offset_bytes: int) -> None:
+        """See :meth:`BoundNet.move_output`."""
+        _move(self._name, self._outputs, self._output_tensors, name, offset_bytes)
+
+    def move_input(self, name: str, offset_bytes: int) -> None:
+        """See :meth:`BoundNet.move_input`."""
+        _move(self._name, self._inputs, self._input_tensors, name, offset_bytes)
+
+
+def _tensors(views: Mapping[str, TensorView]) -> ctypes.Array[Tensor]:
+    array = (Tensor * len(views))()
+    for tensor, view in zip(array, views.values(), strict=True):
+        memory = own_buffer(view.buffer).memory
+        tensor.dtype = DATA_TYPES[view.dtype]
+        tensor.shape = Shape(len(view.shape), tuple(view.shape))
+        tensor.device_mem = memory
+        tensor.device_mem.device_addr = memory.device_addr + view.offset_bytes
+        tensor.device_mem.size = view.size_bytes
+    return array
+
+
+def _move(
+    net: str, views: Mapping[str, TensorView], tensors: ctypes.Array[Tensor], name: str, offset_bytes: int
+) -> None:
+    view = check_move(net, views, name, offset_bytes)
+    position = list(views).index(name)
+    tensors[position].device_mem.device_addr = own_buffer(view.buffer).memory.device_addr + offset_bytes
+
+
+def own_buffer(buffer: Buffer) -> DeviceBuffer:
+    """:raises BackendError: the buffer is another backend's."""
+    if not isinstance(buffer, DeviceBuffer):
+        raise BackendError("a buffer of another backend was given to a device.")
+    return buffer
+
+
+class BmrtSession(Session):
+    """See :class:`tpudeploy.contracts.backend.Session`.
+
+    :param device_ids: one a chip of the bundle.
+    :param capacity_bytes: memory of one device for nets and buffers together, where the library does not enforce it.
+    :raises BundleError: a file is missing or damaged, or a net is not as the manifest says.
+    :raises BackendError: no such device, or not enough memory on it.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        folder: Path,
+        manifest: Manifest,
+        device_ids: Sequence[int],
+        *,
+        capacity_bytes: int | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self._library = library
+        self._devices: list[Device] = []
+        chips = manifest.nets.chips
+        if len(device_ids) != chips:
+            raise BackendError(f"the bundle wants {chips} devices, and {len(device_ids)} were given.")
+        files = [read_chip(folder, manifest, chip) for chip in range(chips)]
+        needs = [memory_need(models.values()) for models in files]
+        for need in needs:
+            _check_capacity(need, capacity_bytes)
+        self._weights_bytes = sum(need.weights_bytes for need in needs)
+        try:
+            for chip, (models, need) in enumerate(zip(files, needs, strict=True)):
+                free_bytes = capacity_bytes - need.total_bytes if capacity_bytes is not None else None
+                device = Device(library, device_ids[chip], chip, free_bytes=free_bytes)
+                self._devices.append(device)
+                for name in models:
+                    device.load(folder / name)
+            self._check_loaded()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_loaded(self) -> None:
+        for net in self.manifest.nets.nets:
+            if not self._devices[net.chip].has_net(net.name):
+                raise BackendError(f"the runtime has not loaded net {net.name}.")
+
+    def _device(self, chip: int) -> Device:
+        if not self._devices:
+            raise BackendError("the session is closed.")
+        if not 0 <= chip < len(self._devices):
+            raise BackendError(f"the bundle has no chip {chip}.")
+        return self._devices[chip]
+
+    def allocate(self, size_bytes: int, *, chip: int = 0) -> Buffer:
+        """See :meth:`Session.allocate`."""
+        return self._device(chip).allocate(size_bytes)
+
+    def write_bytes(self, buffer: Buffer, data: Array, offset_bytes: int) -> None:
+        """See :meth:`Session.write_bytes`."""
+        self._device(buffer.chip).write(own_buffer(buffer), data, offset_bytes)
+
+    def read_bytes(self, buffer: Buffer, out: Array, offset_bytes: int) -> None:
+        """See :meth:`Session.read_bytes`."""
+        self._device(buffer.chip).read(own_buffer(buffer), out, offset_bytes)
+
+    def sync(self) -> None:
+        """See :meth:`Session.sync`."""
+        self._device(0)
+        for device in self._devices:
+            device.sync()
+
+    def memory(self) -> MemoryReport:
+        """See :meth:`Session.memory`."""
+        buffers = sum(device.buffers_bytes for device in self._devices)
+        return MemoryReport(weights_bytes=self._weights_bytes if self._devices else 0, buffers_bytes=buffers)
+
+    def close(self) -> None:
+        """See :meth:`Session.close`."""
+        while self._devices:
+            self._devices.pop().close()
+
+    def _bind(self, net: NetSpec, inputs: Mapping[str, TensorView], outputs: Mapping[str, TensorView]) -> BoundNet:
+        return BmrtBoundNet(self._library, self._device(net.chip), net, inputs, outputs)
+
+
+def read_chip(folder: Path, manifest: Manifest, chip: int) -> dict[str, Bmodel]:
+    """Read and check the files of one chip: file name -> description.
+
+    :raises BundleError: a file is missing or damaged, or a net is not as the manifest says.
+    """
+    models: dict[str, Bmodel] = {}
+    for net in manifest.nets.nets:
+        if net.chip != chip:
+            continue
+        name = manifest.net_files.get(net.name)
+        if name is None:
+            raise BundleError(f"the bundle's manifest names no file for net {net.name}.")
+        if name not in models:
+            models[name] = read_bmodel(folder / name)
+        check_net(net, models[name], name)
+    return models
+
+
+def _check_capacity(need: MemoryNeed, capacity_bytes: int | None) -> None:
+    if capacity_bytes is not None and need.total_bytes > capacity_bytes:
+        raise BackendError(
+            f"the bundle needs {mib(need.total_bytes)} of device memory (weights {mib(need.weights_bytes)}, "
+            f"instructions {mib(need.commands_bytes)}, scratch {mib(need.scratch_bytes)}) before any buffer, "
+            f"and there are {mib(capacity_bytes)}.",
+            hint="Choose a smaller model, --quant int4, or a shorter --seq-length.",
+        )

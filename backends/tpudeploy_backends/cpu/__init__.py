@@ -1,0 +1,1 @@
+"""The backend ``cpu``: ONNX bundles on this machine's processor, through onnxruntime."""

@@ -1,0 +1,50 @@
+"""The backend ``cpu``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tpudeploy.contracts.backend import Availability, Backend, DeviceInfo, Session
+from tpudeploy.contracts.bundle import BundleFormat, Manifest
+from tpudeploy.errors import BackendError
+from tpudeploy_backends.cpu import machine
+from tpudeploy_backends.cpu.ort import INSTALL_HINT, is_installed
+
+
+class CpuBackend(Backend):
+    """Runs ONNX bundles with onnxruntime. Environment: ``TPUDEPLOY_CPU_THREADS``."""
+
+    name = "cpu"
+    summary = "this machine's processor, through onnxruntime"
+    formats = frozenset({BundleFormat.ONNX})
+    priority = 10
+
+    def availability(self) -> Availability:
+        """Whether onnxruntime is installed."""
+        if is_installed():
+            return Availability(available=True)
+        return Availability(available=False, reason="onnxruntime is not installed.", remedy=INSTALL_HINT)
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        """The processor, as device 0."""
+        total, used = machine.memory_bytes()
+        name = f"{machine.processor_name()}, {machine.usable_cores()} cores"
+        return [DeviceInfo(id=0, name=name, memory_bytes=total, used_bytes=used)]
+
+    def open(self, folder: Path, manifest: Manifest, *, devices: Sequence[int] = (0,)) -> Session:
+        """Load a bundle; every chip of it is this processor.
+
+        :raises BackendError: no onnxruntime, a device other than 0, or a bundle for chips.
+        :raises BundleError: a file that is missing, damaged, or not as the manifest says.
+        """
+        from tpudeploy_backends.cpu.session import CpuSession
+
+        if manifest.format not in self.formats:
+            raise BackendError(
+                f"the backend cpu cannot run a bundle of format {manifest.format.value}.",
+                hint="Build one with `tpudeploy export`, or choose --backend simulator.",
+            )
+        if any(devices):
+            raise BackendError(f"the backend cpu has no device {max(devices)}; its only one is 0.")
+        return CpuSession(folder, manifest)

@@ -1,0 +1,82 @@
+"""``tpudeploy compile``: a model as a bundle for a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpudeploy.cli import net_options, options
+from tpudeploy.cli.terminal import format_bytes, print_json, print_line, print_note
+
+
+def compile_model(
+    model: options.Model,
+    quant: options.Quant = "",
+    seq_length: options.SeqLength = None,
+    prefill: net_options.Prefill = "",
+    decode_cache: net_options.DecodeCache = "",
+    bundle_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            envvar="TPUDEPLOY_FORMAT",
+            help="bmodel, for chips and the simulator; or onnx, for the backend cpu.",
+        ),
+    ] = "bmodel",
+    jobs: options.Jobs = None,
+    keep_intermediate: Annotated[
+        bool,
+        typer.Option(
+            "--keep-intermediate",
+            envvar="TPUDEPLOY_KEEP_INTERMEDIATE",
+            show_default=False,
+            help="Keep the pieces that the bundle was made of.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            envvar="TPUDEPLOY_OUTPUT",
+            help="Also put the bundle into this new or empty folder, to take it to a device.",
+        ),
+    ] = None,
+    model_dir: options.ModelDir = None,
+    yes: options.Yes = False,
+    hub: options.Hub = "",
+    as_json: options.Json = False,
+) -> None:
+    """Compile a model into a bundle; prints the bundle's folder.
+
+    Interrupted, the same command goes on where it stopped. Ask for what is there already, and it is not made again.
+    """
+    from tpudeploy.cli.building import build, parse_format, plan
+    from tpudeploy.launch.delivery import check_output, copy_bundle
+
+    if output is not None:
+        check_output(output)  # before hours of work
+    planned = plan(
+        model,
+        model_dir,
+        net_options.parse_nets(seq_length, prefill, decode_cache),
+        quant=quant,
+        form=parse_format(bundle_format),
+        jobs=jobs,
+        keep_intermediate=keep_intermediate,
+        yes=yes,
+        hub=hub,
+    )
+    built = build(planned)
+    folder = copy_bundle(built.folder, output) if output is not None else built.folder
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print_note(f"{planned.title}: {format_bytes(size)}{', compiled earlier' if built.reused else ''}.")
+    if as_json:
+        checks = [check.model_dump(mode="json") for check in built.checks]
+        print_json({"bundle": str(folder), "reused": built.reused, "size_bytes": size, "checks": checks})
+    else:
+        print_line(str(folder))

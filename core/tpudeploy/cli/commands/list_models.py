@@ -1,0 +1,61 @@
+"""``tpudeploy list-models``: which models there are, what each needs, what of it is here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tpudeploy.cli import options
+from tpudeploy.cli.terminal import format_bytes, format_count, print_json, print_line, print_note, print_table
+
+if TYPE_CHECKING:
+    from tpudeploy.launch.catalogue import BundleEntry, VariantEntry
+
+
+def list_models(as_json: options.Json = False) -> None:
+    """List the models: size, memory in each quantization mode, and what is on this machine."""
+    from tpudeploy.launch.catalogue import read_catalogue
+    from tpudeploy.plugins import registry
+    from tpudeploy.settings import load_settings
+
+    catalogue = read_catalogue(registry(), load_settings())
+    if as_json:
+        print_json(catalogue.model_dump(mode="json"))
+        return
+    if not catalogue.models:
+        print_note("No plugin provides a model; see `tpudeploy plugins`.")
+        return
+    modes = [entry.mode for entry in catalogue.models[0].quant]
+    rows = [_row(entry) for entry in catalogue.models]
+    numbers = range(1, 3 + len(modes))
+    print_table(["model", "params", "context", *modes, "here"], rows, right=numbers)
+    tokens = sorted({entry.estimate_tokens for entry in catalogue.models})
+    lengths = ", ".join(map(str, tokens))
+    print_line(f"Device memory for conversations of {lengths} tokens; * marks the default mode.")
+    if catalogue.other_bundles:
+        print_line("\nOther bundles:")
+        for bundle in catalogue.other_bundles:
+            print_line(f"  {bundle.folder}: {_describe(bundle)}")
+
+
+def _row(entry: VariantEntry) -> list[str]:
+    memory = [f"{format_bytes(q.memory.total_bytes)}{'*' if q.default else ''}" for q in entry.quant]
+    return [entry.name, format_count(entry.parameters), str(entry.context_tokens), *memory, _here(entry)]
+
+
+def _here(entry: VariantEntry) -> str:
+    parts = []
+    if entry.checkpoint is not None:
+        parts.append("built in" if entry.ships_with_plugin else "weights")
+    elif not entry.fetchable:
+        parts.append("unavailable")
+    built = [f"{bundle.quant} {bundle.format}" for bundle in entry.bundles]
+    parts += list(dict.fromkeys(built))
+    return ", ".join(parts) or "-"
+
+
+def _describe(bundle: BundleEntry) -> str:
+    if bundle.error:
+        return bundle.error
+    name = f"{bundle.model}:{bundle.variant}" if bundle.variant else bundle.model
+    size = format_bytes(bundle.size_bytes)
+    return f"{name}, {bundle.quant} {bundle.format}, {bundle.seq_length} tokens, {size}"

@@ -1,0 +1,82 @@
+"""``tpudeploy run``: answer a prompt, or hold a conversation."""
+
+from __future__ import annotations
+
+from tpudeploy.cli import generation_options as how
+from tpudeploy.cli import options
+
+
+def run(
+    model: options.OptionalModel = "",
+    prompt: how.Prompt = None,
+    quant: options.Quant = "",
+    backend: options.Backend = "auto",
+    device: options.Devices = "0",
+    model_dir: options.ModelDir = None,
+    bundle: options.Bundle = None,
+    seq_length: options.SeqLength = None,
+    system: how.System = "",
+    prompt_ids: how.PromptIds = "",
+    max_new_tokens: how.MaxNewTokens = None,
+    ignore_eos: how.IgnoreEos = False,
+    greedy: how.Greedy = False,
+    temperature: how.Temperature = None,
+    top_k: how.TopK = 0,
+    top_p: how.TopP = 1.0,
+    repetition_penalty: how.RepetitionPenalty = 1.0,
+    seed: how.Seed = None,
+    yes: options.Yes = False,
+    hub: options.Hub = "",
+    as_json: options.Json = False,
+) -> None:
+    """Answer a prompt, or hold a conversation.
+
+    The answer goes to stdout, everything else to stderr. What has to be compiled first is compiled once and kept.
+    """
+    from tpudeploy.cli.answer import answer_once
+    from tpudeploy.cli.chat import chat
+    from tpudeploy.cli.question import read_question
+    from tpudeploy.cli.weights import ensure_weights
+    from tpudeploy.launch import LaunchRequest, open_target
+    from tpudeploy.launch.generation import generation_options
+    from tpudeploy.launch.targets import check_names
+    from tpudeploy.plugins import registry
+    from tpudeploy.settings import load_settings
+
+    if bundle is not None and prompt is None and not _is_model(model):
+        model, prompt = "", model or None  # the bundle knows its model: the one argument is the prompt
+    generation = generation_options(
+        max_new_tokens=max_new_tokens,
+        ignore_eos=ignore_eos,
+        greedy=greedy,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    request = LaunchRequest(
+        model=model,
+        bundle=bundle,
+        model_dir=model_dir,
+        quant=quant,
+        backend=backend,
+        devices=options.parse_ids(device, "--device"),
+        seq_length=seq_length,
+    )
+    found, settings = registry(), load_settings()
+    known = check_names(request, found) if bundle is None else None  # told before stdin is read
+    question = read_question(prompt, prompt_ids, system, as_json=as_json)
+    if known is not None:
+        ensure_weights(known, settings, model_dir=model_dir, yes=yes, hub=hub)
+    target = open_target(request, settings, found)
+    if question is None:
+        chat(target, generation, system=system)
+    else:
+        answer_once(target, question, generation, as_json=as_json)
+
+
+def _is_model(text: str) -> bool:
+    from tpudeploy.plugins import registry
+
+    return text.partition(":")[0] in registry().models

@@ -1,0 +1,92 @@
+"""The options of ``tpudeploy run`` that say what to ask and how to choose tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PROMPT]",
+        show_default=False,
+        help="The question; '-' or a pipe reads it from stdin. Without one, in a terminal: a conversation.",
+    ),
+]
+PromptIds = Annotated[
+    str,
+    typer.Option(
+        "--prompt-ids",
+        metavar="ID,...",
+        envvar="TPUDEPLOY_PROMPT_IDS",
+        show_default=False,
+        help="Continue these token ids as they are; needs no tokenizer.",
+    ),
+]
+System = Annotated[
+    str,
+    typer.Option("--system", metavar="TEXT", envvar="TPUDEPLOY_SYSTEM", show_default=False, help="System message."),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        envvar="TPUDEPLOY_MAX_NEW_TOKENS",
+        min=1,
+        show_default=False,
+        help="Tokens of an answer at most; without it, as many as fit.",
+    ),
+]
+IgnoreEos = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-eos",
+        envvar="TPUDEPLOY_IGNORE_EOS",
+        show_default=False,
+        help="Go on after the end of an answer, as benchmarks do.",
+    ),
+]
+Greedy = Annotated[
+    bool,
+    typer.Option(
+        "--greedy",
+        envvar="TPUDEPLOY_GREEDY",
+        show_default=False,
+        help="Always take the most likely token, whatever the options below say; so it is where none is given.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        envvar="TPUDEPLOY_TEMPERATURE",
+        show_default=False,
+        help="Over 0: draw tokens; higher is more varied. 1 where only --top-k or --top-p is given.",
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option("--top-k", metavar="K", envvar="TPUDEPLOY_TOP_K", help="Draw from the K most likely tokens; 0: all."),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p", metavar="P", envvar="TPUDEPLOY_TOP_P", help="Draw from the likeliest tokens that hold P together."
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="X",
+        envvar="TPUDEPLOY_REPETITION_PENALTY",
+        help="Over 1: make tokens that were seen less likely.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", envvar="TPUDEPLOY_SEED", show_default=False, help="Make drawing repeatable."),
+]

@@ -1,0 +1,32 @@
+"""Ctrl-C stops the answer, not the program."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def interrupt_sets_flag() -> Iterator[threading.Event]:
+    """Within the block the first Ctrl-C only sets the event; a second one interrupts as usual.
+
+    So a device is never left in the middle of a net, while what hangs can still be stopped.
+    """
+    flag = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    try:
+        previous = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread: signals are someone else's business
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,72 @@
+"""Options that shape a net set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tpudeploy.cli.options import parse_ids
+
+if TYPE_CHECKING:
+    from tpudeploy.contracts.net import Stage
+    from tpudeploy.contracts.net_plan import NetPlan
+
+Prefill = Annotated[
+    str,
+    typer.Option(
+        "--prefill",
+        metavar="SxC,...",
+        envvar="TPUDEPLOY_PREFILL",
+        show_default=False,
+        help="Prefill stages: S new tokens over a cache of C, for example 128x512; without it, 128 over the whole.",
+    ),
+]
+DecodeCache = Annotated[
+    str,
+    typer.Option(
+        "--decode-cache",
+        metavar="C,...",
+        envvar="TPUDEPLOY_DECODE_CACHE",
+        show_default=False,
+        help="Cache lengths of decode stages, for example 512,2048; without it, the whole.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class NetChoice:
+    """What the user says of the nets; the rest follows from the model.
+
+    :param seq_length: None where it was not given.
+    """
+
+    seq_length: int | None
+    prefill: tuple[Stage, ...]
+    decode_cache: tuple[int, ...]
+
+    def plan(self, model_length: int) -> NetPlan:
+        """The net plan for a model; without a length, that of the largest stage, or the default if the model has it."""
+        from tpudeploy.contracts.net_plan import DEFAULT_SEQ_LENGTH, NetPlan
+
+        largest = max((*self.decode_cache, *(stage.cache_length for stage in self.prefill)), default=0)
+        length = self.seq_length or largest or min(DEFAULT_SEQ_LENGTH, model_length)
+        return NetPlan(seq_length=length, prefill=self.prefill, decode_cache_lengths=self.decode_cache)
+
+
+def parse_nets(seq_length: int | None, prefill: str, decode_cache: str) -> NetChoice:
+    """Read the options. :raises UsageError: a stage that is none."""
+    stages = tuple(_parse_stage(text) for text in prefill.replace(",", " ").split())
+    lengths = parse_ids(decode_cache, "--decode-cache") if decode_cache else ()
+    return NetChoice(seq_length, stages, lengths)
+
+
+def _parse_stage(text: str) -> Stage:
+    from tpudeploy.contracts.net import Stage
+    from tpudeploy.errors import UsageError
+
+    new, times, cache = text.lower().partition("x")
+    if not (times and new.isdecimal() and cache.isdecimal() and int(new) > 0):
+        raise UsageError(f"{text!r} is no prefill stage.", hint="Write new tokens x cache length, for example 128x512.")
+    return Stage(new_tokens=int(new), cache_length=int(cache))

@@ -1,0 +1,112 @@
+"""Options of the commands. Each has an environment variable; the command line wins over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpudeploy.cli import completion
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="For example chatglm3 or chatglm3:demo.", autocompletion=completion.models),
+]
+OptionalModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default=False,
+        help="For example chatglm3 or chatglm3:demo; not needed with --bundle.",
+        autocompletion=completion.models,
+    ),
+]
+ModelDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--model-dir", metavar="DIR", envvar="TPUDEPLOY_MODEL_DIR", help="A checkpoint folder of your own; only read."
+    ),
+]
+Quant = Annotated[
+    str,
+    typer.Option(
+        "--quant",
+        metavar="MODE",
+        envvar="TPUDEPLOY_QUANT",
+        show_default=False,
+        help="none, f16, bf16, int8 or int4; without it, what suits the model.",
+        autocompletion=completion.quant_modes,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        envvar="TPUDEPLOY_BACKEND",
+        help="auto, cpu, simulator, or another that `tpudeploy plugins` lists.",
+        autocompletion=completion.backends,
+    ),
+]
+Devices = Annotated[
+    str,
+    typer.Option("--device", metavar="ID,...", envvar="TPUDEPLOY_DEVICE", help="Device ids, one a chip of the bundle."),
+]
+SeqLength = Annotated[
+    int | None,
+    typer.Option(
+        "--seq-length",
+        metavar="TOKENS",
+        envvar="TPUDEPLOY_SEQ_LENGTH",
+        min=1,
+        show_default=False,
+        help="Tokens of prompt and answer together; without it 512, or more where the prompt needs it.",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        envvar="TPUDEPLOY_JOBS",
+        min=1,
+        show_default=False,
+        help="Slices to work on at once; without it, what cores and memory allow.",
+    ),
+]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", envvar="TPUDEPLOY_YES", show_default=False, help="Answer every question with yes."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", envvar="TPUDEPLOY_JSON", show_default=False, help="Print one JSON document.")
+]
+Hub = Annotated[
+    str,
+    typer.Option(
+        "--hub",
+        metavar="NAME",
+        envvar="TPUDEPLOY_HUB",
+        show_default=False,
+        help="Where to fetch missing weights: huggingface or modelscope; without it, the first that answers.",
+    ),
+]
+
+Bundle = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="DIR", envvar="TPUDEPLOY_BUNDLE", help="Run this compiled bundle as it is."),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", envvar="TPUDEPLOY_OUTPUT", help="A new or empty folder.")
+]
+
+
+def parse_ids(text: str, what: str) -> tuple[int, ...]:
+    """``1,2,3`` or ``1 2 3`` as numbers. :raises UsageError: anything else."""
+    from tpudeploy.errors import UsageError
+
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise UsageError(f"{what} takes whole numbers with commas between them, not {text!r}.")
+    return tuple(int(word) for word in words)

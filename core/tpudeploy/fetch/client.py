@@ -1,0 +1,199 @@
+"""HTTP as hubs need it: proxies, certificates and mirrors from the environment, patience with what passes.
+
+A failure is either transient (the connection broke, the server is busy: worth another try) or final. What is final
+becomes a FetchError that says which address, why, and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import httpx
+from typing_extensions import Self
+
+from tpudeploy import __version__
+from tpudeploy.errors import FetchError
+from tpudeploy.fetch.model import Hub
+from tpudeploy.fetch.trust import CA_VARIABLES, trusted_certificates
+
+_PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How patient to be.
+
+    :param waits_s: seconds to wait before each further try; as many failures in a row as there are waits are borne.
+    :param connect_timeout_s: how long a server may take to accept.
+    :param stall_timeout_s: how long a connection may stay silent.
+    """
+
+    waits_s: tuple[float, ...] = (1, 2, 4, 8, 16)
+    connect_timeout_s: float = 15
+    stall_timeout_s: float = 60
+
+
+DEFAULT_RETRIES = Retries()
+
+
+class TransientError(Exception):
+    """Something that may pass.
+
+    :param retry_after_s: how long the server asks to wait, or None.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Patience:
+    """Counts the failures in a row of one request, and waits longer after each."""
+
+    def __init__(self, client: HubClient, url: str) -> None:
+        self._client = client
+        self._url = url
+        self._failures = 0
+
+    def failed(self, problem: TransientError) -> None:
+        """Wait before the next try. :raises FetchError: it failed too often."""
+        waits_s = self._client.retries.waits_s
+        if self._failures == len(waits_s):
+            raise self._client.error(self._url, f"{problem.reason} ({self._failures + 1} tries)") from problem
+        wait_s = waits_s[self._failures] if problem.retry_after_s is None else problem.retry_after_s
+        self._failures += 1
+        time.sleep(min(wait_s, _LONGEST_WAIT_S))
+
+    def progressed(self) -> None:
+        """Something was gained: failures before it no longer count."""
+        self._failures = 0
+
+
+class HubClient:
+    """Talks to one hub; a context manager.
+
+    :param endpoint: the hub's address; the user's token (``HF_TOKEN``) is sent there and nowhere else.
+    :raises FetchError: a proxy or certificate setting of the environment is wrong.
+    """
+
+    def __init__(self, hub: Hub, endpoint: str, retries: Retries) -> None:
+        self.hub = hub
+        self.endpoint = endpoint
+        self.retries = retries
+        timeout = httpx.Timeout(retries.stall_timeout_s, connect=retries.connect_timeout_s)
+        headers = {"User-Agent": f"tpudeploy/{__version__}"}
+        try:
+            # httpx drops the token by itself when a redirect leads to another host.
+            self._http = httpx.Client(
+                verify=trusted_certificates(), timeout=timeout, headers=headers, follow_redirects=True
+            )
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            raise FetchError(
+                f"cannot connect to {endpoint}: {error}.",
+                hint=f"Check the proxy and certificate settings (HTTPS_PROXY, {', '.join(CA_VARIABLES)}).",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get_json(self, url: str) -> tuple[Any, str | None]:
+        """A JSON answer, and the address of its next page where it has one; tried again while failures may pass.
+
+        :raises FetchError: it cannot be had.
+        """
+        patience = Patience(self, url)
+        while True:
+            try:
+                return self._get_json(url)
+            except TransientError as problem:
+                patience.failed(problem)
+
+    def _get_json(self, url: str) -> tuple[Any, str | None]:
+        with self.stream(url, {}) as response:
+            response.read()
+            try:
+                value = response.json()
+            except ValueError:
+                kind = response.headers.get("content-type", "nothing that says its type")
+                reason = f"it answered with {kind}, not as {self.hub.title} does"
+                raise self.error(url, reason) from None
+            return value, response.links.get("next", {}).get("url")
+
+    @contextmanager
+    def stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """One request, redirects followed; its body is read by the caller.
+
+        :raises TransientError: it failed in a way that may pass.
+        :raises FetchError: it failed for good.
+        """
+        with self._explained(url), self._http.stream("GET", url, headers=self._headers(headers)) as response:
+            self._check(url, response)
+            yield response
+
+    def error(self, url: str, reason: str, *, hint: str = "") -> FetchError:
+        """A failure for good, with what the user can do about it."""
+        return FetchError(f"cannot fetch {url}: {reason}.", hint=hint or remedies(self.hub))
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        token = os.environ.get("HF_TOKEN", "").strip() if self.hub is Hub.HUGGINGFACE else ""
+        # Sizes and ranges count the file's own bytes, so the server must not compress them.
+        own = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        return own | dict(headers)
+
+    def _check(self, url: str, response: httpx.Response) -> None:
+        status = response.status_code
+        asked = [*response.history, response]
+        if url.startswith("https:") and any(step.url.scheme != "https" for step in asked):
+            raise self.error(url, f"it redirects to {response.url}, which is not encrypted")
+        if status in (200, 206, 416):  # what a range is answered with, is the caller's to judge
+            return
+        reason = f"{response.url.host} answered {status} {response.reason_phrase}".strip()
+        if status in _PASSING_STATUSES:
+            raise TransientError(reason, retry_after_s=_retry_after_s(response))
+        hint = ""
+        if status in (401, 403) and self.hub is Hub.HUGGINGFACE:
+            hint = f"The repository may want a login: set HF_TOKEN. {remedies(self.hub)}"
+        raise self.error(url, reason, hint=hint)
+
+    @contextmanager
+    def _explained(self, url: str) -> Iterator[None]:
+        """Sort what httpx raises, also while the caller reads the body."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                hint = f"If your network has its own certificate authority, name its file in {CA_VARIABLES[0]}."
+                raise self.error(url, reason, hint=hint) from error
+            if isinstance(error, httpx.UnsupportedProtocol):
+                raise self.error(url, reason) from error
+            raise TransientError(reason) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise self.error(url, str(error) or type(error).__name__) from error
+
+
+def remedies(hub: Hub) -> str:
+    """What may help when a hub cannot be reached."""
+    other = next(candidate for candidate in Hub if candidate is not hub)
+    return (
+        f"Check the network, name a mirror in {hub.mirror_variable}, try --hub {other.value}, or point --model-dir at "
+        "a folder that holds the files. What was received is kept: the same command goes on from there."
+    )
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else None

@@ -1,0 +1,49 @@
+"""Build a bundle from a checkpoint: the only part of a launch that needs torch and onnx."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from tpudeploy.contracts.progress import Progress, no_progress
+from tpudeploy.errors import CompileError
+from tpudeploy.launch.observers import with_observers
+from tpudeploy.plugins import PluginRegistry
+from tpudeploy.settings import Settings
+
+if TYPE_CHECKING:
+    from tpudeploy.compile.build import BuiltBundle
+    from tpudeploy.compile.plan import BuildOptions
+    from tpudeploy.compile.source import ModelSource
+
+_EXPORT_PACKAGES = ("torch", "safetensors", "onnx", "onnxruntime", "psutil")
+
+
+def build(
+    source: ModelSource,
+    options: BuildOptions,
+    settings: Settings,
+    registry: PluginRegistry,
+    progress: Progress = no_progress,
+) -> BuiltBundle:
+    """Build the bundle of a checkpoint, or find it in the store.
+
+    :raises TpuDeployError: see :func:`tpudeploy.compile.plan.plan_build` and ``build_bundle``.
+    """
+    from tpudeploy.compile.build import build_bundle
+    from tpudeploy.compile.plan import plan_build
+
+    return build_bundle(plan_build(source, options, registry), settings, with_observers(progress, registry))
+
+
+def require_export_packages() -> None:
+    """Tell one sentence rather than a traceback on a machine that was set up to run bundles only.
+
+    :raises CompileError: a package that compiling needs is not installed.
+    """
+    missing = [name for name in _EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CompileError(
+            f"compiling a model needs packages that are not installed: {', '.join(missing)}.",
+            hint="Install them with `pip install 'tpudeploy[export]'`, or compile elsewhere and run with --bundle.",
+        )

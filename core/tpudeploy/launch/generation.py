@@ -1,0 +1,35 @@
+"""How to generate, from what a user says of it."""
+
+from __future__ import annotations
+
+from tpudeploy.runtime.generator import GenerationOptions
+from tpudeploy.runtime.sampling import SamplingOptions
+
+
+def generation_options(
+    *,
+    max_new_tokens: int | None = None,
+    ignore_eos: bool = False,
+    greedy: bool = False,
+    temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+) -> GenerationOptions:
+    """Options of one answer.
+
+    :param greedy: wins over the temperature.
+    :param temperature: None means greedy, or 1 where tokens are to be drawn because of ``top_k`` or ``top_p``.
+    :raises UsageError: a value out of its range.
+    """
+    if temperature is None:
+        temperature = 1.0 if top_k > 0 or top_p < 1 else 0.0
+    sampling = SamplingOptions(
+        temperature=0.0 if greedy else temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    return GenerationOptions(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, sampling=sampling)

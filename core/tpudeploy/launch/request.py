@@ -1,0 +1,32 @@
+"""What a user asks for, before anything is looked up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from tpudeploy.contracts.base import Value
+
+AUTO_BACKEND = "auto"
+
+
+class LaunchRequest(Value):
+    """A model to run, in the user's words; empty means "choose for me".
+
+    :param model: family with or without a variant, for example ``chatglm3:6b``; may be empty where a bundle is given.
+    :param bundle: a compiled bundle to run as it is.
+    :param model_dir: the user's own checkpoint folder.
+    :param quant: name of a quantization mode.
+    :param backend: name of a backend, or ``auto``.
+    :param devices: device ids, one a chip.
+    :param seq_length: tokens that prompt and answer may have together; None lets it follow from the prompt.
+    """
+
+    model: str = ""
+    bundle: Path | None = None
+    model_dir: Path | None = None
+    quant: str = ""
+    backend: str = AUTO_BACKEND
+    devices: tuple[int, ...] = (0,)
+    seq_length: int | None = Field(default=None, gt=0)

@@ -1,0 +1,174 @@
+"""A conversation: messages that the model sees as far as they fit, and replies that stream.
+
+When history leaves too little room for an answer, its oldest turns are no longer sent; they stay in
+:attr:`Conversation.messages`. The system message and the newest turn are always sent. A turn is a user's message and
+all that follows it up to the next. A reply that is cancelled stays as far as it was shown; one of which nothing was
+shown, or that failed, leaves the conversation as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tpudeploy.contracts.chat import Answer, ChatTemplate, Message, Tokenizer
+from tpudeploy.runtime.engine import Engine
+from tpudeploy.runtime.generator import (
+    DEFAULT_OPTIONS,
+    Cancelled,
+    GenerationOptions,
+    GenerationResult,
+    generate,
+    never,
+)
+from tpudeploy.runtime.reply import Reply
+
+ANSWER_ROOM = 256
+"""Tokens to leave for an answer of no stated length, where a quarter of the sequence length is not less."""
+
+
+@dataclass(frozen=True)
+class ConversationStats:
+    """Sums over the replies that a conversation kept.
+
+    :param turns: replies.
+    :param prompt_tokens: tokens of their prompts.
+    :param reused_tokens: those of them that the cache held.
+    :param answer_tokens: tokens generated.
+    :param trimmed_turns: turns that are no longer sent.
+    :param context_tokens: prompt and answer of the last reply.
+    :param seq_length: what the bundle can hold.
+    :param last: the last reply's result.
+    """
+
+    seq_length: int
+    turns: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    answer_tokens: int = 0
+    trimmed_turns: int = 0
+    context_tokens: int = 0
+    last: GenerationResult | None = None
+
+
+class Conversation:
+    """Several turns over one engine. One reply at a time: asking again closes the reply before.
+
+    :param system: text of the system message; empty for none.
+    :param tools: function schemas to offer the model.
+    :param options: how to generate; the template's stop ids are added.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        system: str = "",
+        tools: Sequence[dict[str, Any]] = (),
+        options: GenerationOptions = DEFAULT_OPTIONS,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._template = template
+        self._options = options
+        has_system = bool(system or tools)
+        self._head = (Message(role="system", content=system, tools=tuple(tools)),) if has_system else ()
+        self._messages: list[Message] = []
+        self._first = 0  # of those that are sent
+        self._reply: Reply | None = None
+        self._stats = ConversationStats(seq_length=engine.seq_length)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Every message, those that are no longer sent included."""
+        return (*self._head, *self._messages)
+
+    @property
+    def stats(self) -> ConversationStats:
+        """What it has cost so far."""
+        return self._stats
+
+    def reset(self) -> None:
+        """Forget every message but the system's, and close a reply that is open."""
+        self._close_reply()
+        self._messages.clear()
+        self._first = 0
+        self._stats = ConversationStats(seq_length=self._engine.seq_length)
+
+    def ask(self, text: str, *, options: GenerationOptions | None = None, cancelled: Cancelled = never) -> Reply:
+        """Say something as the user; see :meth:`send`."""
+        return self.send(Message(role="user", content=text), options=options, cancelled=cancelled)
+
+    def send(
+        self, message: Message, *, options: GenerationOptions | None = None, cancelled: Cancelled = never
+    ) -> Reply:
+        """Send a message, for example a tool's result (role ``"observation"``); the reply streams as it is iterated.
+
+        The message and the answer become part of the conversation when the reply ends.
+
+        :param options: instead of the conversation's own.
+        :raises SequenceTooLongError: the message does not fit, even with every earlier turn left out.
+        :raises UsageError: a message that the model's format cannot express.
+        """
+        self._close_reply()
+        options = options or self._options
+        options = replace(options, stop_ids=options.stop_ids | self._template.stop_ids)
+        first, prompt_ids = self._fit(message, options)
+        generation = generate(self._engine, prompt_ids, options, cancelled=cancelled)
+
+        def keep(reply: Reply) -> None:
+            self._keep(message, reply, first)
+
+        trimmed = sum(sent.role == "user" for sent in self._messages[self._first : first])
+        self._reply = Reply(generation, self._tokenizer, self._template, trimmed_turns=trimmed, on_end=keep)
+        return self._reply
+
+    def _fit(self, message: Message, options: GenerationOptions) -> tuple[int, list[int]]:
+        """Leave out as few of the oldest turns as it takes.
+
+        :returns: index of the first message to send, and the prompt.
+        """
+        seq_length = self._engine.seq_length
+        room = min(options.max_new_tokens or ANSWER_ROOM, max(1, seq_length // 4))
+        messages = [*self._messages, message]
+        starts = [index for index, sent in enumerate(messages) if sent.role == "user" and index > self._first]
+        for first in (self._first, *starts):
+            ids = self._template.encode([*self._head, *messages[first:]])
+            if len(ids) + room <= seq_length + 1:
+                break
+        return first, ids
+
+    def _keep(self, message: Message, reply: Reply, first: int) -> None:
+        result = reply.result
+        if result.finish_reason == "cancelled" and not reply.shown:
+            return
+        self._messages += [message, *_as_messages(reply.answer)]
+        self._first = first
+        stats = self._stats
+        self._stats = replace(
+            stats,
+            turns=stats.turns + 1,
+            prompt_tokens=stats.prompt_tokens + result.prompt_tokens,
+            reused_tokens=stats.reused_tokens + result.reused_tokens,
+            answer_tokens=stats.answer_tokens + len(result.token_ids),
+            trimmed_turns=stats.trimmed_turns + reply.trimmed_turns,
+            context_tokens=result.prompt_tokens + len(result.token_ids),
+            last=result,
+        )
+
+    def _close_reply(self) -> None:
+        if self._reply is not None:
+            self._reply.close()
+            self._reply = None
+
+
+def _as_messages(answer: Answer) -> list[Message]:
+    """The answer as history: its text, then its call with the tool's name where the model's format has it."""
+    call = answer.tool_call
+    if call is None:
+        return [Message(role="assistant", content=answer.content)]
+    text = [Message(role="assistant", content=answer.content)] if answer.content else []
+    return [*text, Message(role="assistant", content=call.raw, metadata=call.name)]

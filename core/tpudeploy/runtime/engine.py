@@ -1,0 +1,172 @@
+"""The engine: token ids in, logits out, over a KV cache; the same for every backend.
+
+It picks passes, keeps cache and device in step, and reads logits. A sequence is a list of token ids; the engine
+computes those of its tokens that the cache does not hold. Not thread-safe: as a device runs one net at a time, so
+one thread at a time may use an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from typing_extensions import Self
+
+from tpudeploy.contracts.backend import Backend, Session
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.contracts.net import NetSet
+from tpudeploy.errors import BundleError, SequenceTooLongError, UsageError
+from tpudeploy.runtime.bundle_store import Bundle
+from tpudeploy.runtime.head import Head
+from tpudeploy.runtime.kv_cache import KvCache
+from tpudeploy.runtime.passes import HiddenStates, Pass
+from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
+
+
+class Engine:
+    """A loaded bundle, ready to compute. Owns its session: closing the engine closes it.
+
+    :ivar cache: the tokens whose keys and values are on the device.
+    :raises BundleError: the net set cannot run.
+    :raises BackendError: the device has no room, or a net is not as the manifest says.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.nets: NetSet = session.manifest.nets
+        stages = find_stages(self.nets)
+        chips = [block.chip for block in stages[0].blocks]
+        largest = max(nets.stage.new_tokens for nets in stages)
+        longest = max(self.seq_length, *(nets.stage.cache_length for nets in stages))
+        # A padded pass writes all its rows, and the last one may begin at the very end.
+        self.cache = KvCache(session, self.nets, chips, longest + largest)
+        self._passes = self._build_passes(stages, chips, largest)
+        self._heads = self._build_heads(largest)
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens that the cache can hold: prompt and answer, without the answer's last token."""
+        return self.nets.seq_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of one token; padding of the vocabulary included."""
+        return self.nets.config.vocab_size
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        """Keep of the cache just what ``ids`` begins with, and at least one of ``ids`` to compute.
+
+        :returns: the number of tokens kept: what is left to :meth:`forward` are ``ids`` from there on.
+        """
+        kept = max(0, min(self.cache.common_prefix(ids), len(ids) - 1))
+        self.cache.truncate(kept)
+        return kept
+
+    def pass_size(self, count: int) -> int:
+        """How many of ``count`` further tokens the next pass takes."""
+        return min(count, self._choose(count).stage.new_tokens)
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Array:
+        """Compute tokens that follow those in the cache, in as many passes as it takes.
+
+        The cache holds them afterwards. Where it is interrupted, it holds those of the finished passes.
+
+        :param rows: of how many of the last tokens to return logits.
+        :returns: (rows, vocab) float32.
+        :raises UsageError: no token, one outside of the vocabulary, or more rows than tokens.
+        :raises SequenceTooLongError: more tokens than the cache has room for.
+        :raises BackendError: a net failed.
+        """
+        self._check(ids, rows)
+        # Whatever was in flight when an earlier call was interrupted must not meet new inputs.
+        self.session.sync()
+        logits: list[Array] = []
+        start = 0
+        while start < len(ids):
+            step = self._choose(len(ids) - start)
+            chunk = ids[start : start + step.stage.new_tokens]
+            step.run(chunk)
+            logits += self._finish(step, max(len(ids) - rows - start, 0), len(chunk))
+            self.cache.extend(chunk)
+            start += len(chunk)
+        if len(logits) == 1:
+            return logits[0]
+        return np.concatenate(logits) if logits else np.empty((0, self.vocab_size), dtype=np.float32)
+
+    def close(self) -> None:
+        """Close the session. Idempotent."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _choose(self, count: int) -> Pass:
+        """The smallest pass that takes ``count`` tokens over the present cache, or else the largest."""
+        cached = self.cache.length
+        able = [step for step in self._passes if step.stage.cache_length >= cached]
+        for step in able:
+            if step.stage.new_tokens >= count:
+                return step
+        most = able[-1].stage.new_tokens
+        return next(step for step in able if step.stage.new_tokens == most)
+
+    def _finish(self, step: Pass, first: int, stop: int) -> list[Array]:
+        """Wait for a pass; logits of its rows from ``first`` to ``stop``, by one launch where a head is that large."""
+        if first >= stop:
+            self.session.sync()
+            return []
+        head = self._heads.get(step.stage.new_tokens)
+        if head is not None and stop - first > 1:
+            return [head.read(0)[first:stop]]
+        return [self._heads[1].read(row) for row in range(first, stop)]
+
+    def _check(self, ids: Sequence[int], rows: int) -> None:
+        if not 0 <= rows <= len(ids) or len(ids) == 0:
+            raise UsageError(f"cannot compute {len(ids)} tokens and return logits of {rows}.")
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            raise UsageError(f"token ids must lie between 0 and {self.vocab_size - 1}.")
+        total = self.cache.length + len(ids)
+        if total > self.seq_length:
+            raise SequenceTooLongError(
+                f"{total} tokens are more than the {self.seq_length} that this bundle can hold.",
+                hint="Shorten the prompt, or compile with a larger --seq-length.",
+            )
+
+    def _build_passes(self, stages: Sequence[StageNets], chips: Sequence[int], largest: int) -> list[Pass]:
+        embeddings = [nets.embedding.chip for nets in stages]
+        hidden = HiddenStates(self.session, self.nets, [*chips, *embeddings], largest)
+        last = self.seq_length - 1
+        # Padding beyond the last position takes the last one: the rotary table has no more rows.
+        positions = np.minimum(np.arange(self.cache.capacity), last).astype(np.int32)
+        return [Pass(self.session, nets.embedding, nets.blocks, hidden, self.cache, positions) for nets in stages]
+
+    def _build_heads(self, largest: int) -> dict[int, Head]:
+        largest_pass = next(step for step in self._passes if step.stage.new_tokens == largest)
+        heads = find_heads(self.nets)
+        return {rows: Head(self.session, net, largest_pass.output) for rows, net in heads.items() if rows <= largest}
+
+
+def open_engine(bundle: Bundle, backend: Backend, *, devices: Sequence[int] = (0,)) -> Engine:
+    """Load a bundle on devices.
+
+    :param devices: device ids, one a chip of the bundle.
+    :raises BundleError: the backend does not run this kind of bundle, or the net set cannot run.
+    :raises BackendError: the backend or a device is not available, or has no room.
+    """
+    manifest = bundle.manifest
+    if manifest.format not in backend.formats:
+        raise BundleError(
+            f"backend {backend.name} does not run {manifest.format.value} bundles.",
+            hint="`tpudeploy plugins` lists the backends and what they run.",
+        )
+    if len(devices) != manifest.nets.chips:
+        raise UsageError(f"this bundle needs {manifest.nets.chips} devices, {len(devices)} were named.")
+    session = backend.open(bundle.folder, manifest, devices=devices)
+    try:
+        return Engine(session)
+    except BaseException:
+        session.close()
+        raise

@@ -1,0 +1,215 @@
+"""Generation: prompt ids in, tokens out one by one, until a stop token, the length limit or a cancellation.
+
+Length: the cache holds ``seq_length`` tokens, and an answer's last token need not be in it. So a prompt of ``n`` tokens
+leaves room for ``seq_length - n + 1``: at least one, as long as the prompt fits.
+
+Every token is computed as "the sequence so far, less what the cache holds of it". So a prompt that begins like an
+earlier one costs only what differs, and a generation that was interrupted, closed or overtaken by another leaves
+nothing behind that could spoil the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.errors import BackendError, SequenceTooLongError, UsageError
+from tpudeploy.runtime.engine import Engine
+from tpudeploy.runtime.sampling import Sampler, SamplingOptions
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Cancelled = Callable[[], bool]
+"""Asked before every pass whether to give up, for example ``threading.Event().is_set``."""
+
+
+def never() -> bool:
+    """Never cancelled."""
+    return False
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to generate.
+
+    :param max_new_tokens: tokens of the answer at most; None: as many as fit.
+    :param stop_ids: ids that end the answer; they are not part of it.
+    :param ignore_eos: take stop ids for ordinary tokens, as benchmarks do.
+    :raises UsageError: ``max_new_tokens`` is below 1.
+    """
+
+    max_new_tokens: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}.")
+
+
+DEFAULT_OPTIONS = GenerationOptions()
+"""Greedy, as many tokens as fit, no stop ids."""
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token of an answer.
+
+    :param index: its place in the answer, from 0.
+    :param elapsed_s: computing time since the generation began.
+    """
+
+    token_id: int
+    index: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What a generation came to.
+
+    :param token_ids: the answer, without the stop token.
+    :param stop_id: the token that ended it, where one did.
+    :param prompt_tokens: tokens of the prompt.
+    :param reused_tokens: those of them that the cache held already.
+    :param first_token_s: computing time up to the first token; None where there was none.
+    :param tokens_per_s: rate of the tokens after the first; 0 where there were none.
+    :param elapsed_s: computing time; what a slow reader spends between tokens does not count.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_id: int | None
+    prompt_tokens: int
+    reused_tokens: int
+    first_token_s: float | None
+    tokens_per_s: float
+    elapsed_s: float
+
+
+class Generation(Iterator[TokenEvent]):
+    """An answer in the making: iterate for its tokens, then look at :attr:`result`.
+
+    Closing it, or just not going on, is a cancellation. See :func:`generate` for parameters and errors.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt_ids: Sequence[int], options: GenerationOptions, cancelled: Cancelled
+    ) -> None:
+        self._engine = engine
+        self._ids = [int(token_id) for token_id in prompt_ids]
+        self._prompt_tokens = len(self._ids)
+        self._limit = _token_limit(self._prompt_tokens, engine.seq_length, options.max_new_tokens)
+        self._stop_ids = frozenset() if options.ignore_eos else options.stop_ids
+        self._sampler = Sampler(options.sampling, self._ids)
+        self._cancelled = cancelled
+        self._finish: FinishReason | None = None
+        self._stop_id: int | None = None
+        self._reused: int | None = None
+        self._first_token_s: float | None = None
+        self._elapsed_s = 0.0
+        self._steps = 0
+
+    @property
+    def result(self) -> GenerationResult:
+        """What it came to; what it has come to so far, and cancelled, where it was not finished."""
+        later_s = self._elapsed_s - (self._first_token_s or 0.0)
+        later = self._steps - 1
+        return GenerationResult(
+            token_ids=tuple(self._ids[self._prompt_tokens :]),
+            finish_reason=self._finish or "cancelled",
+            stop_id=self._stop_id,
+            prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused or 0,
+            first_token_s=self._first_token_s,
+            tokens_per_s=later / later_s if later > 0 and later_s > 0 else 0.0,
+            elapsed_s=self._elapsed_s,
+        )
+
+    def __next__(self) -> TokenEvent:
+        if self._finish is not None:
+            raise StopIteration
+        started = time.perf_counter()
+        try:
+            token_id = self._step()
+        finally:
+            self._elapsed_s += time.perf_counter() - started
+        if token_id is None:
+            self._finish = "cancelled"
+            raise StopIteration
+        self._steps += 1
+        if self._first_token_s is None:
+            self._first_token_s = self._elapsed_s
+        if token_id in self._stop_ids:
+            self._finish, self._stop_id = "stop", token_id
+            raise StopIteration
+        self._ids.append(token_id)
+        index = len(self._ids) - self._prompt_tokens - 1
+        if index + 1 == self._limit:
+            self._finish = "length"
+        return TokenEvent(token_id, index, self._elapsed_s)
+
+    def close(self) -> None:
+        """Generate no more. Idempotent."""
+        self._finish = self._finish or "cancelled"
+
+    def _step(self) -> int | None:
+        """Compute what is missing and choose a token; None where it was cancelled."""
+        logits = self._logits()
+        if logits is None:
+            return None
+        try:
+            return self._sampler.sample(logits)
+        except BackendError:
+            self._engine.cache.clear()
+            raise
+
+    def _logits(self) -> Array | None:
+        """Logits (vocab,) after the sequence so far; asks between passes whether to give up."""
+        engine = self._engine
+        start = engine.reuse(self._ids)
+        if self._reused is None:
+            self._reused = start
+        while not self._cancelled():
+            stop = start + engine.pass_size(len(self._ids) - start)
+            last = stop == len(self._ids)
+            logits = engine.forward(self._ids[start:stop], rows=int(last))
+            if last:
+                row: Array = logits[0]
+                return row
+            start = stop
+        return None
+
+
+def generate(
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    options: GenerationOptions = DEFAULT_OPTIONS,
+    *,
+    cancelled: Cancelled = never,
+) -> Generation:
+    """Generate an answer; nothing is computed before the first token is asked for.
+
+    :param cancelled: asked before every pass; true ends the answer.
+    :returns: an iterator of tokens, with a ``result``.
+    :raises UsageError: no prompt, or (when iterated) an id outside of the vocabulary.
+    :raises SequenceTooLongError: the prompt is longer than the bundle's sequence length.
+    :raises BackendError: when iterated: a net failed, or its output is not a number.
+    """
+    return Generation(engine, prompt_ids, options, cancelled)
+
+
+def _token_limit(prompt_tokens: int, seq_length: int, wanted: int | None) -> int:
+    """Tokens that the answer may have."""
+    if prompt_tokens == 0:
+        raise UsageError("the prompt is empty: there is nothing to continue.")
+    if prompt_tokens > seq_length:
+        raise SequenceTooLongError(
+            f"the prompt has {prompt_tokens} tokens, but this bundle holds {seq_length}.",
+            hint="Shorten the prompt, or compile the model with a larger --seq-length.",
+        )
+    room = seq_length - prompt_tokens + 1
+    return room if wanted is None else min(wanted, room)

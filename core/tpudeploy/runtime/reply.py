@@ -1,0 +1,88 @@
+"""A reply: an answer as text that arrives piece by piece, and as a parsed answer in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+from tpudeploy.contracts.chat import Answer, ChatTemplate, Tokenizer
+from tpudeploy.runtime.generator import Generation, GenerationResult
+
+
+class Reply(Iterator[str]):
+    """Iterate for pieces of visible text, never half a character, then look at :attr:`answer` and :attr:`result`.
+
+    Cancelled (see :func:`~tpudeploy.runtime.generator.generate`), closed or interrupted, its answer is what was shown.
+
+    :param trimmed_turns: earlier turns that were left out of its prompt, having been in the one before.
+    :param on_end: called once, when the answer has ended in one of these ways; not where the device failed.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        trimmed_turns: int = 0,
+        on_end: Callable[[Reply], None] | None = None,
+    ) -> None:
+        self.trimmed_turns = trimmed_turns
+        self._generation = generation
+        self._tokens = tokenizer.stream()
+        self._parser = template.answer_stream()
+        self._on_end = on_end
+        self._shown: list[str] = []
+        self._answer: Answer | None = None
+        self._pieces = self._run()
+
+    @property
+    def shown(self) -> str:
+        """The text that was shown so far."""
+        return "".join(self._shown)
+
+    @property
+    def answer(self) -> Answer:
+        """The parsed answer; before its end, or cancelled, the text that was shown."""
+        return self._answer or Answer(content=self.shown)
+
+    @property
+    def result(self) -> GenerationResult:
+        """Tokens, counts and times."""
+        return self._generation.result
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Cancel what is left. Idempotent; does nothing to an answer that has ended."""
+        self._generation.close()
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        try:
+            for event in self._generation:
+                yield from self._show(self._parser.push(self._tokens.push(event.token_id)))
+            if self.result.finish_reason != "cancelled":
+                yield from self._finish()
+        except (GeneratorExit, KeyboardInterrupt):
+            self._generation.close()
+            self._end()
+            raise
+        self._end()
+
+    def _finish(self) -> Iterator[str]:
+        yield from self._show(self._parser.push(self._tokens.flush()))
+        answer = self._parser.finish()
+        if answer.content.startswith(self.shown):
+            # What the parser held back, for it might have been the beginning of something else.
+            yield from self._show(answer.content[len(self.shown) :])
+        self._answer = answer
+
+    def _show(self, piece: str) -> Iterator[str]:
+        if piece:
+            self._shown.append(piece)
+            yield piece
+
+    def _end(self) -> None:
+        if self._on_end is not None:
+            self._on_end(self)

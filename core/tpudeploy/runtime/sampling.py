@@ -1,0 +1,186 @@
+"""Choosing the next token from logits, with the meaning that transformers gives each option.
+
+Order, as there: repetition penalty, temperature, top-k, top-p; then one draw. A temperature of 0 means greedy, which
+takes the most likely token, the lowest id where several are. Logits are (vocab,) float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.errors import BackendError, UsageError
+
+_REACHES = (2.0, 4.0, 8.0, 16.0, math.inf)
+"""How far below the best (in natural logarithms) top-p looks for its tokens; only those within reach are sorted."""
+_BLOCK = 64
+_COLDEST = 1e-30
+"""Temperatures beyond this and its inverse would leave float32; they mean greedy and uniform long before."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose a token; the default is greedy.
+
+    :param temperature: divides the logits; 0 means greedy.
+    :param top_k: keep the k most likely tokens, and those equal to the last of them; 0 keeps all.
+    :param top_p: keep the fewest most likely tokens whose probability reaches this; 1 keeps all.
+    :param repetition_penalty: divides positive and multiplies negative logits of tokens already seen; 1 does nothing.
+    :param seed: makes draws repeatable; None takes entropy from the system.
+    :raises UsageError: a value out of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(_is_finite(self.temperature) and self.temperature >= 0, "temperature", "0 or more", self.temperature)
+        _require(_is_integer(self.top_k) and self.top_k >= 0, "top_k", "a whole number, 0 or more", self.top_k)
+        _require(_is_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "over 0 and at most 1", self.top_p)
+        penalty = self.repetition_penalty
+        _require(_is_finite(penalty) and 0.01 <= penalty <= 100, "repetition_penalty", "between 0.01 and 100", penalty)
+        seed_fits = self.seed is None or (_is_integer(self.seed) and self.seed >= 0)
+        _require(seed_fits, "seed", "a whole number, 0 or more", self.seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no chance is involved."""
+        return self.temperature == 0
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    :param prompt_ids: tokens that count as seen for the repetition penalty.
+    """
+
+    def __init__(self, options: SamplingOptions, prompt_ids: Iterable[int] = ()) -> None:
+        self._options = options
+        self._random = np.random.default_rng(options.seed)
+        self._seen = set(prompt_ids)
+
+    def sample(self, logits: Array) -> int:
+        """Choose a token; it counts as seen from now on.
+
+        :raises BackendError: the logits hold NaN or infinity.
+        """
+        best = int(np.argmax(logits))  # the first NaN, where there is one
+        if not math.isfinite(logits[best]):
+            raise BackendError(
+                f"the model's output holds {float(logits[best])} (token {best}).",
+                hint="Its 16-bit type may overflow: see `tpudeploy verify`, or compile with --quant bf16.",
+            )
+        if self._options.repetition_penalty != 1:
+            logits = penalize(logits, self._seen, self._options.repetition_penalty)
+            best = int(np.argmax(logits))
+        token = best
+        if not self._options.greedy:
+            ids, weights = distribution(logits, self._options)
+            token = int(ids[draw(weights, self._random.random())])
+        self._seen.add(token)
+        return token
+
+
+def penalize(logits: Array, seen: Iterable[int], penalty: float) -> Array:
+    """A copy of ``logits`` (vocab,) in which tokens of ``seen`` are less likely (more, for a penalty below 1)."""
+    ids = np.fromiter(seen, dtype=np.int64)
+    values = logits[ids]
+    penalized: Array = logits.copy()
+    penalized[ids] = np.where(values < 0, values * penalty, values / penalty)
+    return penalized
+
+
+def distribution(logits: Array, options: SamplingOptions) -> tuple[Array, Array]:
+    """What remains to draw from after temperature, top-k and top-p.
+
+    :param logits: (vocab,) float32, finite but for -inf; ``options.temperature`` is over 0.
+    :returns: ids and their weights, which need not sum to 1; both (n,), every other token has none.
+    """
+    if 0 < options.top_k < len(logits):
+        ids = _largest(logits, options.top_k)
+        logits = logits[ids]
+    else:
+        ids = _all_ids(len(logits))
+    temperature = np.float32(min(max(options.temperature, _COLDEST), 1 / _COLDEST))
+    with np.errstate(over="ignore"):  # -inf is right for what lies so far below the best
+        scaled = logits - np.max(logits)
+        scaled /= temperature
+    weights = np.exp(scaled)
+    if options.top_p == 1:
+        return ids, weights
+    kept = _nucleus(scaled, weights, options.top_p)
+    return ids[kept], weights[kept]
+
+
+def draw(weights: Array, point: float) -> int:
+    """The position at which ``point``, from 0 to 1, lies when the weights (n,) are laid end to end.
+
+    In blocks: summing up a vocabulary one by one takes longer than everything else does.
+    """
+    starts = np.arange(0, len(weights), _BLOCK)
+    blocks = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = point * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+    edges = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
+    within = int(np.searchsorted(edges, target - (blocks[block - 1] if block else 0.0), side="right"))
+    # Rounding may lead just beyond the block's end: then it is its last token that has a weight.
+    last = int(np.searchsorted(edges, edges[-1], side="left"))
+    return int(starts[block]) + min(within, last)
+
+
+@lru_cache(maxsize=4)
+def _all_ids(count: int) -> Array:
+    """0 to ``count``, made once: for each token anew, it would cost more than the exponentials."""
+    ids = np.arange(count)
+    ids.flags.writeable = False
+    return ids
+
+
+def _largest(logits: Array, count: int) -> Array:
+    """Ids of the ``count`` largest of (vocab,), and of those equal to the last of them, ascending."""
+    rows = len(logits) // _BLOCK
+    candidates = _all_ids(len(logits))
+    if rows >= count:
+        # Each column's largest: `count` of them are at least as large as the count-th of them, so it bounds from below.
+        columns = logits[: rows * _BLOCK].reshape(_BLOCK, rows).max(axis=0)
+        candidates = np.flatnonzero(logits >= np.partition(columns, -count)[-count])
+    values = logits[candidates]
+    largest: Array = candidates[values >= np.partition(values, -count)[-count]]
+    return largest
+
+
+def _nucleus(scaled: Array, weights: Array, top_p: float) -> Array:
+    """Positions of the fewest largest weights that reach ``top_p`` of their sum, largest first, ties by position.
+
+    :param scaled: log of ``weights`` (n,), 0 for the largest.
+    """
+    target = top_p * float(weights.sum(dtype=np.float64))
+    for reach in _REACHES:
+        candidates = np.flatnonzero(scaled >= -reach)
+        if float(weights[candidates].sum(dtype=np.float64)) >= target:
+            break
+    ranked = candidates[np.argsort(-weights[candidates], kind="stable")]
+    better = np.cumsum(weights[ranked], dtype=np.float64)[:-1]  # what the betters of each but the first hold together
+    kept: Array = ranked[: 1 + int(np.count_nonzero(better < target))]
+    return kept
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(valid: bool, name: str, rule: str, value: object) -> None:
+    if not valid:
+        raise UsageError(f"{name} must be {rule}, not {value!r}.")

@@ -1,0 +1,81 @@
+"""Write a ChatGLM3 checkpoint with random weights, of any number of layers, at full width unless told otherwise.
+
+Benchmarks need the real shapes, not the real numbers. Shards of one layer each, float16 safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+FULL_WIDTH = {
+    "model_type": "chatglm",
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "kv_channels": 128,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "ffn_hidden_size": 13696,
+    "padded_vocab_size": 65024,
+    "seq_length": 8192,
+    "layernorm_epsilon": 1e-5,
+    "add_qkv_bias": True,
+    "torch_dtype": "float16",
+    "eos_token_id": 2,
+}
+
+
+def write_checkpoint(folder: Path, layers: int, vocab: int) -> None:
+    """Write the checkpoint; ``layers`` and ``vocab`` replace 28 and 65024."""
+    config = FULL_WIDTH | {"num_layers": layers, "padded_vocab_size": vocab}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    weight_map: dict[str, str] = {}
+    for shard in range(layers + 1):
+        tensors = _ends(config) if shard == layers else _layer(config, shard)
+        name = f"model-{shard + 1:05d}-of-{layers + 1:05d}.safetensors"
+        save_file(tensors, folder / name)
+        weight_map |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _normal(seed: int, *shape: int, scale: float = 0.02) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * scale).half()
+
+
+def _layer(config: dict[str, object], layer: int) -> dict[str, torch.Tensor]:
+    hidden, ffn, qkv = 4096, 13696, 4096 + 2 * 2 * 128
+    stem, seed = f"transformer.encoder.layers.{layer}", 100 * layer
+    return {
+        f"{stem}.input_layernorm.weight": 1 + _normal(seed + 1, hidden, scale=0.1),
+        f"{stem}.post_attention_layernorm.weight": 1 + _normal(seed + 2, hidden, scale=0.1),
+        f"{stem}.self_attention.query_key_value.weight": _normal(seed + 3, qkv, hidden),
+        f"{stem}.self_attention.query_key_value.bias": _normal(seed + 4, qkv),
+        f"{stem}.self_attention.dense.weight": _normal(seed + 5, hidden, hidden),
+        f"{stem}.mlp.dense_h_to_4h.weight": _normal(seed + 6, 2 * ffn, hidden),
+        f"{stem}.mlp.dense_4h_to_h.weight": _normal(seed + 7, hidden, ffn),
+    }
+
+
+def _ends(config: dict[str, object]) -> dict[str, torch.Tensor]:
+    hidden, vocab = 4096, int(str(config["padded_vocab_size"]))
+    return {
+        "transformer.embedding.word_embeddings.weight": _normal(7, vocab, hidden),
+        "transformer.encoder.final_layernorm.weight": 1 + _normal(8, hidden, scale=0.1),
+        "transformer.output_layer.weight": _normal(9, vocab, hidden),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--vocab", type=int, default=65024)
+    options = parser.parse_args()
+    write_checkpoint(options.folder, options.layers, options.vocab)
+    print(f"wrote {options.layers} layers to {options.folder}")

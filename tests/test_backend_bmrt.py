@@ -1,0 +1,466 @@
+"""The binding of libbmrt, without a library: bmodel files as they should not be, tensors that were renamed, and what
+happens when a call fails."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpudeploy.contracts.backend import TensorView
+from tpudeploy.contracts.bundle import BundleFormat, Manifest
+from tpudeploy.contracts.dtypes import DType
+from tpudeploy.contracts.net import NetKind, NetSet, NetSpec, Stage, TensorSpec
+from tpudeploy.contracts.quant import QuantMode, resolve_quant
+from tpudeploy.errors import BackendError, BundleError
+from tpudeploy.testing.bundles import tiny_manifest
+from tpudeploy.testing.tiny_decoder import CONFIG
+from tpudeploy_backends.bmrt.bmodel import Bmodel, BmodelNet, BmodelTensor, memory_need, read_bmodel
+from tpudeploy_backends.bmrt.library import Library, status_text
+from tpudeploy_backends.bmrt.mapping import check_net
+from tpudeploy_backends.bmrt.quiet import captured_output
+from tpudeploy_backends.bmrt.session import BmrtSession
+from tpudeploy_backends.bmrt.structs import DeviceMem, Shape, Tensor
+
+F16, I32 = 1, 6
+NET = NetSpec(
+    name="lm_head",
+    kind=NetKind.LM_HEAD,
+    stage=Stage(new_tokens=1, cache_length=0),
+    inputs=(TensorSpec(name="hidden_states", shape=(1, 1, 128), dtype=DType.F16),),
+    outputs=(TensorSpec(name="logits", shape=(1, 1, 256), dtype=DType.F16),),
+)
+BLOCK = NetSpec(
+    name="block",
+    kind=NetKind.DECODE,
+    stage=Stage(new_tokens=1, cache_length=4),
+    inputs=NET.inputs,
+    outputs=tuple(TensorSpec(name=n, shape=(1, 1, 2, 32), dtype=DType.F16) for n in ("present_k", "present_v")),
+)
+
+
+class Writer:
+    """Writes the FlatBuffer of a bmodel, as far as tests need one."""
+
+    def __init__(self) -> None:
+        self.b = flatbuffers.Builder(1024)
+
+    def table(self, fields: dict[int, Any]) -> int:
+        self.b.StartObject(20)
+        for number, (add, value) in fields.items():
+            add(number, value, 0)
+        end: int = self.b.EndObject()
+        return end
+
+    def text(self, text: str) -> tuple[Any, int]:
+        return self.b.PrependUOffsetTRelativeSlot, self.b.CreateString(text)
+
+    def number(self, value: int, *, wide: bool = False) -> tuple[Any, int]:
+        return (self.b.PrependUint64Slot if wide else self.b.PrependUint32Slot), value
+
+    def reference(self, table: int) -> tuple[Any, int]:
+        return self.b.PrependUOffsetTRelativeSlot, table
+
+    def tables(self, tables: list[int]) -> tuple[Any, int]:
+        self.b.StartVector(4, len(tables), 4)
+        for table in reversed(tables):
+            self.b.PrependUOffsetTRelative(table)
+        return self.b.PrependUOffsetTRelativeSlot, self.b.EndVector()
+
+    def sizes(self, sizes: tuple[int, ...]) -> tuple[Any, int]:
+        self.b.StartVector(8, len(sizes), 8)
+        for size in reversed(sizes):
+            self.b.PrependUint64(size)
+        return self.b.PrependUOffsetTRelativeSlot, self.b.EndVector()
+
+    def digest(self, content: bytes) -> tuple[Any, int]:
+        return self.b.PrependUOffsetTRelativeSlot, self.b.CreateByteVector(content)
+
+    def tensor(self, tensor: TensorSpec, name: str) -> int:
+        shape = self.table({0: self.sizes(tensor.shape)})
+        return self.table({0: self.text(name), 1: self.number(F16), 5: self.tables([shape])})
+
+    def weights(self, digest: bytes, size: int) -> int:
+        content = self.digest(digest)
+        self.b.StartObject(4)
+        self.b.PrependUOffsetTRelativeSlot(1, content[1], 0)
+        # The struct Binary lies within the table.
+        self.b.Prep(8, 16)
+        self.b.PrependUint64(size)
+        self.b.PrependUint64(0)
+        self.b.Slot(2)
+        end: int = self.b.EndObject()
+        return end
+
+    def net(self, spec: NetSpec, *, suffix: str = "_Add", digest: bytes = b"a", weights: int = 1000) -> int:
+        inputs = self.tables([self.tensor(s, s.name) for s in spec.inputs])
+        outputs = self.tables([self.tensor(s, s.name + suffix) for s in spec.outputs])
+        fields = {
+            0: inputs,
+            1: outputs,
+            3: self.number(5000, wide=True),
+            4: self.reference(self.weights(digest, weights)),
+        }
+        stage = self.table(fields)
+        return self.table({0: self.text(spec.name), 3: self.tables([stage])})
+
+    def file(self, nets: list[int], *, chip: str = "BM1684X", devices: int = 1, data_bytes: int = 4096) -> bytes:
+        fields = {3: self.text(chip), 4: self.tables(nets), 7: self.number(devices)}
+        self.b.Finish(self.table(fields))
+        description = bytes(self.b.Output())
+        header = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(description), data_bytes).ljust(64, b"\0")
+        return header + description + bytes(data_bytes)
+
+
+def tiny_file(*specs: NetSpec, **options: Any) -> bytes:
+    writer = Writer()
+    return writer.file([writer.net(spec) for spec in specs or (NET,)], **options)
+
+
+def tiny_model(spec: NetSpec = NET, **changes: Any) -> Bmodel:
+    def tensors(specs: tuple[TensorSpec, ...]) -> tuple[BmodelTensor, ...]:
+        return tuple(BmodelTensor(f"{s.name}_Add", s.shape, F16) for s in specs)
+
+    fields = {"inputs": tensors(spec.inputs), "outputs": tensors(spec.outputs)} | changes
+    net = BmodelNet(spec.name, fields["inputs"], fields["outputs"], ((b"a", 1000),), 100, 5000, owns_scratch=False)
+    return Bmodel(chip="BM1684X", devices=1, nets=(net,), kernel_bytes=7)
+
+
+class TestFiles:
+    def test_reads_what_a_file_says(self, tmp_path: Path) -> None:
+        (tmp_path / "m").write_bytes(tiny_file(NET, BLOCK))
+        model = read_bmodel(tmp_path / "m")
+        assert (model.chip, model.devices, [net.name for net in model.nets]) == ("BM1684X", 1, ["lm_head", "block"])
+        (net, block) = model.nets
+        assert str(net.inputs[0]) == "hidden_states f16[1, 1, 128]"
+        assert str(net.outputs[0]) == "logits_Add f16[1, 1, 256]"
+        assert net.weights == block.weights == ((b"a", 1000),)
+        assert memory_need([model]).weights_bytes == 1000
+        assert memory_need([model]).scratch_bytes == 5000
+
+    def test_weights_are_counted_once_and_scratch_is_shared(self) -> None:
+        first, second = tiny_model(), tiny_model(BLOCK)
+        need = memory_need([first, second])
+        assert (need.weights_bytes, need.commands_bytes, need.scratch_bytes) == (1000, 214, 5000)
+        assert need.total_bytes == 6214
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "truncated: it has 0 bytes"),
+            (b"\0" * 100, "is no bmodel"),
+            (tiny_file()[:-1], "truncated: it has"),
+            (tiny_file()[:70], "truncated"),
+            (struct.pack("<IIIQ", 0xFF55AAEE, 64, 0, 0).ljust(64, b"\0"), "is damaged"),
+            (Writer().file([]), "holds no nets"),
+        ],
+        ids=["empty", "noise", "one byte short", "cut", "nothing in it", "no nets"],
+    )
+    def test_refuses(self, tmp_path: Path, content: bytes, message: str) -> None:
+        (tmp_path / "m").write_bytes(content)
+        with pytest.raises(BundleError, match=message):
+            read_bmodel(tmp_path / "m")
+
+    def test_refuses_what_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match="cannot read m of the bundle"):
+            read_bmodel(tmp_path / "m")
+        with pytest.raises(BundleError, match="cannot read"):
+            read_bmodel(tmp_path)
+
+    def test_refuses_data_outside_of_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "m").write_bytes(tiny_file(data_bytes=999))
+        with pytest.raises(BundleError, match="lies outside of the file"):
+            read_bmodel(tmp_path / "m")
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.tuples(st.integers(64, 900), st.integers(0, 255)), min_size=1, max_size=4))
+    def test_damage_is_never_worse_than_a_bundle_error(
+        self, tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]]
+    ) -> None:
+        content = bytearray(tiny_file(NET, BLOCK))
+        for place, value in damage:
+            content[place % len(content)] = value
+        path = tmp_path_factory.mktemp("damaged") / "m"
+        path.write_bytes(content)
+        with contextlib.suppress(BundleError):
+            read_bmodel(path)
+
+
+class TestMapping:
+    def test_accepts_renamed_tensors(self) -> None:
+        assert check_net(NET, tiny_model(), "m").name == "lm_head"
+
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            (),
+            (BmodelTensor("logits", (1, 1, 255), F16),),
+            (BmodelTensor("logits", (1, 256), F16),),
+            (BmodelTensor("logits", (1, 1, 256), I32),),
+            (BmodelTensor("logits", (1, 1, 256), F16), BmodelTensor("more", (1,), F16)),
+        ],
+    )
+    def test_refuses_other_tensors(self, tensors: tuple[BmodelTensor, ...]) -> None:
+        with pytest.raises(BundleError, match=r"expected hidden_states .* -> logits f16\[1, 1, 256\], found"):
+            check_net(NET, tiny_model(outputs=tensors), "m")
+
+    def test_refuses_tensors_in_another_order(self) -> None:
+        swapped = tuple(BmodelTensor(spec.name, spec.shape, F16) for spec in reversed(BLOCK.outputs))
+        with pytest.raises(BundleError, match="not as the manifest says"):
+            check_net(BLOCK, tiny_model(BLOCK, outputs=swapped), "m")
+
+    def test_refuses_other_chips_and_several(self) -> None:
+        model = tiny_model()
+        for other in (Bmodel("BM1688", 1, model.nets, 0), Bmodel("BM1684X", 2, model.nets, 0)):
+            with pytest.raises(BundleError, match="was compiled for"):
+                check_net(NET, other, "m")
+
+    def test_refuses_a_net_that_is_not_there(self) -> None:
+        with pytest.raises(BundleError, match="holds no net block; it holds lm_head"):
+            check_net(BLOCK, tiny_model(), "m")
+
+
+class FakeLibrary:
+    """Answers as libbmlib and libbmrt do, with bytes for device memory; ``fail`` names calls that fail."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, bytearray] = {}
+        self.log: list[str] = []
+        self.fail: dict[str, int] = {}
+        self.launched: list[list[int]] = []
+        calls = {name.removeprefix("_call_"): getattr(self, name) for name in dir(self) if name.startswith("_call_")}
+        self.lib = self.runtime = SimpleNamespace(**{name: self._logged(name, call) for name, call in calls.items()})
+
+    def _logged(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            self.log.append(name)
+            if name in self.fail:
+                return self.fail[name]
+            return call(*arguments)
+
+        return run
+
+    def _call_bm_dev_request(self, handle: Any, number: int) -> int:
+        if number > 1:
+            return 1
+        handle._obj.value = 100 + number
+        return 0
+
+    def _call_bmrt_create(self, handle: Any) -> int:
+        return 7
+
+    def _call_bmrt_load_bmodel(self, runtime: Any, path: bytes) -> bool:
+        os.write(1, b"a word from the vendor\n")
+        return True
+
+    def _call_bmrt_get_network_info(self, runtime: Any, name: bytes) -> int:
+        return 1
+
+    def _call_bm_malloc_device_byte(self, handle: Any, memory: Any, size: int) -> int:
+        address = (1 << 32) + (len(self.memory) << 20)
+        self.memory[address] = bytearray(b"\xff" * size)
+        memory._obj.device_addr, memory._obj.size = address, size
+        return 0
+
+    def _call_bm_memcpy_s2d_partial_offset(self, handle: Any, memory: Any, source: int, size: int, offset: int) -> int:
+        self.memory[memory.device_addr][offset : offset + size] = ctypes.string_at(source, size)
+        return 0
+
+    def _call_bm_memcpy_d2s_partial_offset(self, handle: Any, target: int, memory: Any, size: int, offset: int) -> int:
+        ctypes.memmove(target, bytes(self.memory[memory.device_addr][offset : offset + size]), size)
+        return 0
+
+    def _call_bmrt_launch_tensor_ex(
+        self, runtime: Any, name: Any, inputs: Any, n: int, outputs: Any, m: int, *_: Any
+    ) -> bool:
+        assert (len(inputs), len(outputs)) == (n, m)
+        self.launched.append([tensor.device_mem.device_addr for tensor in (*inputs, *outputs)])
+        return True
+
+    def _call_bm_thread_sync(self, handle: Any) -> int:
+        return 0
+
+    def _call_bm_free_device(self, handle: Any, memory: DeviceMem) -> None:
+        del self.memory[memory.device_addr]
+
+    def _call_bmrt_destroy(self, runtime: Any) -> None: ...
+
+    def _call_bm_dev_free(self, handle: Any) -> None: ...
+
+
+def make_manifest(folder: Path, *nets: NetSpec, chips: int = 1) -> Manifest:
+    (folder / "m").write_bytes(tiny_file(*nets))
+    net_set = NetSet(config=CONFIG, seq_length=4, activation=DType.F16, nets=nets, chips=chips)
+    quant = resolve_quant(QuantMode.F16, DType.F16)
+    return tiny_manifest(folder, BundleFormat.BMODEL, net_set, quant, {net.name: "m" for net in nets})
+
+
+def open_fake(folder: Path, library: FakeLibrary, **options: Any) -> BmrtSession:
+    return BmrtSession(library, folder, make_manifest(folder, NET), (0,), **options)  # type: ignore[arg-type]
+
+
+class TestSession:
+    def test_one_call_a_launch_and_moving_changes_an_address(self, tmp_path: Path) -> None:
+        library = FakeLibrary()
+        session = open_fake(tmp_path, library)
+        states = TensorView(session.allocate(1024), (1, 1, 128), DType.F16, 256)
+        logits = TensorView(session.allocate(2048), (1, 1, 256), DType.F16)
+        bound = session.bind("lm_head", {"hidden_states": states}, {"logits": logits})
+        library.log.clear()
+        bound.launch()
+        assert library.log == ["bmrt_launch_tensor_ex"]
+        bound.move_output("logits", 512)
+        bound.move_input("hidden_states", 0)
+        bound.launch()
+        base = 1 << 32
+        assert library.launched == [[base + 256, base + (1 << 20)], [base, base + (1 << 20) + 512]]
+
+    def test_memory_is_zeroed_and_all_of_it_freed_before_the_device(self, tmp_path: Path) -> None:
+        library = FakeLibrary()
+        with open_fake(tmp_path, library) as session:
+            view = TensorView(session.allocate(64), (16,), DType.F32)
+            assert not session.read(view).any()
+            session.allocate(64)
+            assert session.memory().weights_bytes == 1000
+            assert session.memory().buffers_bytes == 128
+        assert not library.memory
+        assert library.log[-4:] == ["bm_free_device"] * 2 + ["bmrt_destroy", "bm_dev_free"]
+        session.close()
+        assert library.log.count("bm_dev_free") == 1
+
+    def test_large_buffers_are_zeroed_in_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tpudeploy_backends.bmrt.device._CHUNK_BYTES", 100)
+        with open_fake(tmp_path, FakeLibrary()) as session:
+            assert not session.read(TensorView(session.allocate(350), (350,), DType.U8)).any()
+
+    @pytest.mark.parametrize(
+        ("call", "status", "message"),
+        [
+            ("bm_dev_request", 1, "cannot open device 0: the device is not ready"),
+            ("bmrt_create", 0, "cannot open device 0"),
+            ("bmrt_load_bmodel", 0, "the runtime refuses m"),
+            ("bmrt_get_network_info", 0, "has not loaded net lm_head"),
+        ],
+    )
+    def test_what_fails_while_opening(self, tmp_path: Path, call: str, status: int, message: str) -> None:
+        library = FakeLibrary()
+        library.fail[call] = status
+        with pytest.raises(BackendError, match=message):
+            open_fake(tmp_path, library)
+        assert ("bm_dev_free" in library.log) == (call != "bm_dev_request")
+
+    @pytest.mark.parametrize(
+        ("call", "status", "message"),
+        [
+            ("bm_malloc_device_byte", 5, "not enough device memory"),
+            ("bm_memcpy_s2d_partial_offset", 3, "writing to the device failed: timeout"),
+            ("bm_memcpy_d2s_partial_offset", 2, "reading from the device failed: general failure"),
+            ("bm_thread_sync", 3, "waiting for the device failed: timeout"),
+            ("bmrt_launch_tensor_ex", 0, "the device refused to run net lm_head"),
+        ],
+    )
+    def test_what_fails_later(self, tmp_path: Path, call: str, status: int, message: str) -> None:
+        library = FakeLibrary()
+        with open_fake(tmp_path, library) as session:
+            states, logits = session.tensor(NET.inputs[0]), session.tensor(NET.outputs[0])
+            bound = session.bind("lm_head", {"hidden_states": states}, {"logits": logits})
+            library.fail[call] = status
+            with pytest.raises(BackendError, match=message):
+                session.tensor(NET.inputs[0])
+                session.write(states, np.zeros(states.shape))
+                bound.launch()
+                session.read(states)
+
+    def test_refuses_what_does_not_fit_with_figures(self, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match=r"needs 0 MiB of device memory \(weights 0 MiB, .* there are 0 MiB"):
+            open_fake(tmp_path, FakeLibrary(), capacity_bytes=100)
+        library = FakeLibrary()
+        with open_fake(tmp_path, library, capacity_bytes=6000 + 8192) as session:
+            session.allocate(5000)
+            with pytest.raises(BackendError, match="device memory does not suffice"):
+                session.allocate(1)
+            with pytest.raises(BackendError, match="the most is"):
+                session.allocate(1 << 32)
+
+    def test_each_chip_has_its_device(self, tmp_path: Path) -> None:
+        library = FakeLibrary()
+        other = BLOCK.model_copy(update={"chip": 1})
+        manifest = make_manifest(tmp_path, NET, other, chips=2)
+        with pytest.raises(BackendError, match="wants 2 devices, and 1 were given"):
+            BmrtSession(library, tmp_path, manifest, (0,))  # type: ignore[arg-type]
+        with BmrtSession(library, tmp_path, manifest, (0, 1)) as session:  # type: ignore[arg-type]
+            session.sync()
+            assert session.allocate(8, chip=1).chip == 1
+            assert session.memory().weights_bytes == 2000
+            with pytest.raises(BackendError, match="no chip 2"):
+                session.allocate(8, chip=2)
+        with pytest.raises(BackendError, match="cannot open device 5"):
+            BmrtSession(library, tmp_path, manifest, (0, 5))  # type: ignore[arg-type]
+        assert library.log.count("bm_dev_request") == library.log.count("bm_dev_free") + 1
+
+    def test_a_manifest_without_a_file(self, tmp_path: Path) -> None:
+        manifest = make_manifest(tmp_path, NET).model_copy(update={"net_files": {}})
+        with pytest.raises(BundleError, match="names no file for net lm_head"):
+            BmrtSession(FakeLibrary(), tmp_path, manifest, (0,))  # type: ignore[arg-type]
+
+    def test_refuses_buffers_of_others(self, tmp_path: Path) -> None:
+        with open_fake(tmp_path, FakeLibrary()) as session:
+            stranger = SimpleNamespace(size_bytes=1024, chip=0)
+            view = TensorView(stranger, (1, 1, 128), DType.F16)  # type: ignore[arg-type]
+            with pytest.raises(BackendError, match="another backend"):
+                session.bind("lm_head", {"hidden_states": view}, {"logits": session.tensor(NET.outputs[0])})
+
+    def test_the_vendor_is_not_heard(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        with open_fake(tmp_path, FakeLibrary()):
+            pass
+        assert capfd.readouterr() == ("", "")
+
+
+class TestLibrary:
+    def test_sizes_of_structures(self) -> None:
+        # As a C compiler lays them out on 64-bit Linux, see libsophon's headers.
+        assert (ctypes.sizeof(DeviceMem), ctypes.sizeof(Shape), ctypes.sizeof(Tensor)) == (24, 36, 72)
+        assert (DeviceMem.flags.offset, DeviceMem.size.offset, Tensor.device_mem.offset) == (16, 20, 40)
+
+    def test_a_folder_without_libraries(self, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match=r"holds no libbmlib\.so"):
+            Library(tmp_path)
+
+    def test_a_file_that_is_no_library(self, tmp_path: Path) -> None:
+        (tmp_path / "libbmlib.so").write_bytes(b"nonsense")
+        with pytest.raises(BackendError, match="cannot load"):
+            Library(tmp_path)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs some other library")
+    def test_a_library_that_lacks_calls(self, tmp_path: Path) -> None:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        other = next(Path(line.split()[-1]) for line in maps if "libm.so" in line)
+        for name in ("libbmlib.so", "libbmrt.so"):
+            (tmp_path / name).write_bytes(other.read_bytes())
+        with pytest.raises(BackendError, match="has no bm_dev_getcount"):
+            Library(tmp_path)
+
+    def test_statuses(self) -> None:
+        assert status_text(5) == "not enough device memory"
+        assert status_text(77) == "status 77"
+
+
+def test_output_is_captured_even_when_the_block_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), captured_output() as output:
+        os.write(1, b"first\n\nsecond\n")
+        raise RuntimeError
+    assert output.tail() == "first | second"
+    os.write(1, b"heard\n")
+    assert capfd.readouterr().out == "heard\n"
