@@ -1,7 +1,7 @@
 """Write the reference pages that follow from the code: commands, settings, hooks. ``--check`` only compares.
 
-    python scripts/make_reference.py           # write docs/reference/{commands,settings,hooks}.md
-    python scripts/make_reference.py --check   # exit code 1 where a page is not what the code says
+python scripts/make_reference.py           # write docs/reference/{commands,settings,hooks}.md
+python scripts/make_reference.py --check   # exit code 1 where a page is not what the code says
 """
 
 from __future__ import annotations

@@ -77,11 +77,12 @@ def test_a_quantization_mode_means_the_same_on_the_cpu(compiled: tuple[Path, Man
                 assert cosine > (0.9999 if manifest.nets.activation is DType.BF16 else 0.999999), (name, tensor)
 
 
+in_f16 = pytest.mark.parametrize("compiled", [QuantMode.F16], indirect=True, ids=["f16"])
+
+
 @pytest.fixture
 def simulated(compiled: tuple[Path, Manifest]) -> Iterator[SimulatorSession]:
     folder, manifest = compiled
-    if manifest.quant.mode is not QuantMode.F16:
-        pytest.skip("one bundle is enough")
     with SimulatorBackend().open(folder, manifest) as session:
         assert isinstance(session, SimulatorSession)
         yield session
@@ -92,6 +93,7 @@ def process_of(session: SimulatorSession) -> SimulatorProcess:
     return session._process
 
 
+@in_f16
 @pytest.mark.toolchain
 def test_when_the_simulator_dies(simulated: SimulatorSession) -> None:
     process_of(simulated)._process.send_signal(signal.SIGKILL)
@@ -103,6 +105,7 @@ def test_when_the_simulator_dies(simulated: SimulatorSession) -> None:
     assert time.monotonic() - started < 5
 
 
+@in_f16
 @pytest.mark.toolchain
 def test_an_interrupt_leaves_the_session_usable(simulated: SimulatorSession) -> None:
     net = simulated.manifest.nets.net("block_kv_0")
@@ -118,6 +121,7 @@ def test_an_interrupt_leaves_the_session_usable(simulated: SimulatorSession) -> 
     assert difference < TOLERANCES[DType.F16]
 
 
+@in_f16
 @pytest.mark.toolchain
 def test_refuses_more_memory_than_there_is(simulated: SimulatorSession) -> None:
     with pytest.raises(BackendError, match=r"a buffer needs 4000 MiB, and \d+ MiB are left"):
@@ -125,6 +129,7 @@ def test_refuses_more_memory_than_there_is(simulated: SimulatorSession) -> None:
     assert outputs_of(simulated, "embedding_cache")
 
 
+@in_f16
 @pytest.mark.toolchain
 def test_refuses_a_bundle_that_does_not_fit(compiled: tuple[Path, Manifest], installed_toolchain: Toolchain) -> None:
     libraries = simulator_libs(installed_toolchain, load_settings())
@@ -132,6 +137,7 @@ def test_refuses_a_bundle_that_does_not_fit(compiled: tuple[Path, Manifest], ins
         SimulatorSession(libraries, *compiled, 1 << 20)
 
 
+@in_f16
 @pytest.mark.toolchain
 def test_the_vendor_is_not_heard(compiled: tuple[Path, Manifest], capfd: pytest.CaptureFixture[str]) -> None:
     folder, manifest = compiled

@@ -121,7 +121,7 @@ def _register(record: PluginRecord, plugin: object, found: PluginRegistry) -> Pl
     ):
         hook = getattr(plugin, f"tpudeploy_{what}s", None)
         if hook is not None:
-            _collect(what, kind, hook, known, provides, errors)  # type: ignore[type-var]
+            _collect(what, kind, hook, known, provides, errors)
     return record.model_copy(update={"provides": tuple(provides), "error": "; ".join(errors)})
 
 

@@ -173,6 +173,7 @@ class BundleJob:
     ) -> Manifest:
         cycles = {net: count for piece in built for net, count in piece.cycles.items()}
         source = self.plan.source
+        paths = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
         return Manifest(
             model=source.adapter.name,
             variant=source.variant,
@@ -188,6 +189,5 @@ class BundleJob:
                 name=self.builder.compiler.name, version=self.builder.compiler.version, cycles=cycles
             ),
             tpudeploy_version=__version__,
-            files=tuple(describe_file(work, path) for path in sorted(work.rglob("*")) if path.is_file()),
+            files=tuple(describe_file(work, path) for path in paths),
         )
-

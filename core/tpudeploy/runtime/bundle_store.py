@@ -41,7 +41,7 @@ def open_bundle(folder: Path) -> Bundle:
     :raises BundleError: no bundle, a newer format, or a file that is missing, not listed, a link or not as written.
     """
     if not folder.is_dir():
-        raise BundleError(f"there is no bundle folder {folder}.", hint="`tpudeploy list` names the bundles there are.")
+        raise BundleError(f"there is no bundle folder {folder}.", hint="`tpudeploy list-models` names those there are.")
     folder = folder.resolve()
     manifest = read_manifest(folder)
     _check_names(folder, manifest)
