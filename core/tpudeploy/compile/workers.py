@@ -55,7 +55,9 @@ def run_all(work: Callable[[T, Report], R], items: Sequence[T], *, jobs: int, pr
         except BaseException:
             for future in futures:
                 future.cancel()
-            stop_running_tools()
+            # Again and again: a thread that is between two calls begins the next one before it hears of this.
+            while wait(futures, timeout=_POLL_S).not_done:
+                stop_running_tools()
             raise
     return [future.result() for future in futures]
 
