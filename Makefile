@@ -20,8 +20,15 @@ $(STAMP): pyproject.toml scripts/setup.sh
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh scripts/setup.sh "$(VENV)"
 
 run: $(STAMP)
-	$(BIN)/tpudeploy run chatglm3:demo --quant int8 "你好"
-	$(BIN)/tpudeploy run chatglm3:demo --quant int8 "What is tpudeploy?"
+	@echo "== ChatGLM3 architecture, from an untouched checkpoint to tokens, on this machine's CPU"
+	$(BIN)/tpudeploy run chatglm3:demo --quant int8 --backend cpu "你好"
+	$(BIN)/tpudeploy run chatglm3:demo --quant int8 --backend cpu "What is tpudeploy?"
+	@echo "== the same checkpoint through the vendor's compiler, on the vendor's chip simulator"
+	@if $(BIN)/tpudeploy toolchain install; then \
+	  $(BIN)/tpudeploy run chatglm3:demo --quant int8 --backend simulator "你好"; \
+	else \
+	  echo "Left out: the vendor's compiler cannot be installed here; the lines above say what is missing."; \
+	fi
 
 test: $(STAMP)
 	$(BIN)/tpudeploy toolchain install

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cli_support import Terminal, environment, run_program
+
+from cli_support import Terminal, environment, run_program
 
 PROMPT = ">>> "
 LONG = ("--seq-length", "2048", "--ignore-eos")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from tests.cli_support import environment, run_cli, run_program
 
+from cli_support import environment, run_cli, run_program
 from tpudeploy import __version__
 from tpudeploy.cli import plugin_commands
 from tpudeploy.cli.app import app

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli_support import environment, run_cli, run_program
 
+from cli_support import environment, run_cli, run_program
 from tiny import write_checkpoint
 
 MODES = ["none", "f16", "bf16", "int8", "int4"]

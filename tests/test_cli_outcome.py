@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.cli_support import PROGRAM, environment, run_program
 
+from cli_support import PROGRAM, environment, run_program
 from tpudeploy import errors
 from tpudeploy.cli import main
 from tpudeploy.cli.main import run_command

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli_support import Terminal, environment, run_cli, run_program
-from tests.shared_data import shared_json, shared_path
 
+from cli_support import Terminal, environment, run_cli, run_program
+from shared_data import shared_json, shared_path
 from tiny import write_checkpoint
 
 GREETING = "Hello! I am chatglm3:demo"

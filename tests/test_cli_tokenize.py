@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli_support import environment, run_cli, run_program
-from tests.shared_data import shared_json, shared_path
+
+from cli_support import environment, run_cli, run_program
+from shared_data import shared_json, shared_path
 
 DEMO = ("tokenize", "chatglm3:demo")
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tpudeploy.contracts.progress import StageEvent
     from tpudeploy.fetch import FetchProgress
 
+_NOTABLE_S = 0.05
 _LINE_EVERY_S = 15.0
 """How often a plain line may tell of one long transfer."""
 
@@ -90,7 +92,13 @@ def _draw() -> RichProgress:
 
 
 class BuildProgress(LiveLine):
-    """Shows the stages of an export or a build."""
+    """Shows the stages of an export or a build; a person keeps one line that sums it up."""
+
+    def __init__(self, *, live: bool | None = None) -> None:
+        super().__init__(live=live)
+        self._began = time.monotonic()
+        self._finished: Counter[str] = Counter()
+        self._done = 0
 
     def __call__(self, event: StageEvent) -> None:
         """Take one event of the pipeline."""
@@ -98,9 +106,22 @@ class BuildProgress(LiveLine):
             self.note(f"{event.item}.")
             return
         self.update(f"{event.stage} {event.item}", event.done, event.total, f"{event.done}/{event.total}")
-        if event.status != "started" and not self.live:
-            how = "from an earlier run" if event.status == "reused" else format_seconds(event.elapsed_s)
-            print_note(f"[{event.done}/{event.total}] {event.stage} {event.item}: {how}")
+        if event.status == "started":
+            return
+        self._finished[event.stage] += 1
+        if not self.live:
+            self._print(event)
+        elif event.stage == "bundle":
+            steps = ", ".join(f"{stage} {count}" for stage, count in self._finished.items() if stage != "bundle")
+            self.note(f"{event.item}: {steps} in {format_seconds(time.monotonic() - self._began)}")
+
+    def _print(self, event: StageEvent) -> None:
+        count = f"[{event.done}/{event.total}]"
+        head = count if event.done != self._done else " " * len(count)
+        self._done = event.done
+        took = f": {format_seconds(event.elapsed_s)}" if event.elapsed_s >= _NOTABLE_S else ""
+        how = ": from an earlier run" if event.status == "reused" else took
+        print_note(f"{head} {event.stage} {event.item}{how}")
 
 
 class InstallProgress(LiveLine):
