@@ -21,10 +21,12 @@ import torch
 from demo_training.checkpoint import load_weights, save_checkpoint
 from demo_training.dialogues import CHECKPOINT_FOLDER, load_dialogues, message_text
 from demo_training.evaluation import Outcome, evaluate, modes
-from demo_training.network import CONFIG, new_model
+from demo_training.first_weights import new_model
+from demo_training.network import CONFIG
 from demo_training.tokens import DemoTokenizer, train_tokenizer
 from demo_training.training import Recipe, train
 from demo_training.variations import Variations
+from tpudeploy.graph.decoder import Decoder
 
 SMALLEST_MARGIN = 1.0
 """Lead in logits that every token of every dialogue must have in every mode."""
@@ -52,7 +54,7 @@ def _train(folder: Path, recipe: Recipe) -> None:
     variations = Variations(dialogues, recipe.seed)
     written = [text for item in dialogues for message in item.messages for text in (message_text(message),)]
     pieces = train_tokenizer([*written, *variations.texts()])
-    model = new_model(recipe.seed)
+    model = new_model(CONFIG, recipe.seed)
     train(model, DemoTokenizer(pieces), variations, recipe)
     save_checkpoint(folder, model, CONFIG, pieces)
     print(f"trained in {time.monotonic() - began:.0f} s: {folder}")
@@ -60,7 +62,7 @@ def _train(folder: Path, recipe: Recipe) -> None:
 
 def _check(folder: Path) -> bool:
     """Print a table of every mode, and say whether all dialogues passed in all of them."""
-    model = new_model(0)
+    model = Decoder(CONFIG)
     model.load_state_dict(load_weights(folder / "model.safetensors", CONFIG))
     tokenizer = DemoTokenizer((folder / "tokenizer.model").read_bytes())
     dialogues = load_dialogues()

@@ -133,7 +133,7 @@ def test_a_backend_that_does_not_fit_says_why() -> None:
     with pytest.raises(BackendError, match="chip cannot run on this machine: no such chip") as caught:
         choose_backend(found, "chip")
     assert caught.value.hint == "Buy."
-    with pytest.raises(BackendError, match="broken cannot run on this machine: .*libbroken"):
+    with pytest.raises(BackendError, match=r"broken cannot run on this machine: .*libbroken"):
         choose_backend(found, "broken")
     with pytest.raises(BundleError, match="cpu does not run bmodel bundles") as wrong:
         choose_backend(found, "cpu", BMODEL)

@@ -1,9 +1,8 @@
-"""The demo model's size, its first weights, and runs of it under fake quantization and noise."""
+"""The demo model's size, and runs of it under fake quantization and noise."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tpudeploy.contracts.decoder import DecoderConfig
-from tpudeploy.graph.decoder import Decoder, parameter_name
+from tpudeploy.graph.decoder import Decoder
 
 from .quantization import Quantizer, quantized
 
@@ -28,47 +27,6 @@ CONFIG = DecoderConfig(
     rope_theta=10000.0,
     rotary_dim=32,
 )
-
-
-def new_model(seed: int) -> Decoder:
-    """Return a model with random weights: the same ones for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Decoder(CONFIG)
-    for name, weight in model.named_parameters():
-        with torch.no_grad():
-            if name.endswith("norm.weight"):
-                weight.fill_(1.0)
-            elif name.endswith("bias"):
-                weight.zero_()
-            else:
-                weight.normal_(0.0, _first_spread(name), generator=generator)
-    _look_back(model)
-    return model
-
-
-@torch.no_grad()
-def _look_back(model: Decoder) -> None:
-    """Let the first group of heads of the first layer attend to the previous token from the start.
-
-    Copying text takes such heads, and finding them takes longer than all the rest of the training. The biases of
-    query and key are turned so that, after the rotary embedding, their product is largest at a distance of one.
-    """
-    strength, fastest = 6.0, 6
-    angles = CONFIG.rope_theta ** (-torch.arange(fastest) * 2 / CONFIG.rotary_dim)
-    ahead = torch.stack((angles.cos(), -angles.sin()), dim=1).flatten() * strength  # interleaved pairs
-    still = torch.stack((torch.ones(fastest), torch.zeros(fastest)), dim=1).flatten() * strength
-    heads = CONFIG.num_heads // CONFIG.num_kv_heads
-    query = model.get_parameter(parameter_name("layers.0.q.bias")).view(CONFIG.num_heads, CONFIG.head_dim)
-    query[:heads, : 2 * fastest] = ahead
-    model.get_parameter(parameter_name("layers.0.k.bias"))[: 2 * fastest] = still
-
-
-def _first_spread(name: str) -> float:
-    """Standard deviation of a new matrix; what writes to the residual stream starts smaller."""
-    inputs = CONFIG.ffn_size if name.endswith("down.weight") else CONFIG.hidden_size
-    if name.endswith(("o.weight", "down.weight")):
-        return 0.5 / math.sqrt(inputs)
-    return 0.5 if name.startswith("embedding") else 1.0 / math.sqrt(inputs)
 
 
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -35,9 +35,9 @@ class Recipe:
     :param plain: share of batches whose weights are not quantized: all at first, this share from a third on.
     """
 
-    steps: int = 2000
+    steps: int = 2200
     tokens: int = 1536
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warmup: int = 60
     weight_decay: float = 0.05
     margin: float = 4.0

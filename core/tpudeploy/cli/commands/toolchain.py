@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Install, check or remove TPU-MLIR, the vendor's compiler and simulator.",
     rich_markup_mode=None,
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
+
+
+@app.callback()
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("install")

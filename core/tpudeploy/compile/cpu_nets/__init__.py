@@ -15,11 +15,11 @@ What remains different is the rounding of activations: the chip keeps them in 16
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tpudeploy.compile.cpu_nets.groups import group_nets
-from tpudeploy.compile.cpu_nets.lower import Lowering, store_weight, weight_roles
+from tpudeploy.compile.cpu_nets.lower import Lowering, Role, store_weight, weight_roles
 from tpudeploy.compile.cpu_nets.stored import StoredWeights
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.net import NetSpec
@@ -53,19 +53,31 @@ def write_cpu_nets(
     groups = group_nets(nets)
     roles = weight_roles(group.model for group in groups)
     shapes = {name: shape for _, builder in nets for name, shape in builder.weights.items()}
-    missing = dict(shapes)
     with StoredWeights(folder / weights_name) as stored:
-        for name, array in arrays:
-            if missing.pop(name, None) != array.shape:
-                raise CompileError(f"the nets read {name} as {shapes.get(name)}, but it came as {array.shape}.")
-            store_weight(stored, name, array, roles[name], quant)
-    if missing:
-        raise CompileError(f"no numbers came for the weights {', '.join(sorted(missing))}.")
+        _store(stored, shapes, arrays, roles, quant)
+    lowering = Lowering(roles, stored, quant, weights_name)
     for group in groups:
-        Lowering(roles, stored, quant, weights_name).apply(group.model)
+        lowering.apply(group.model)
         path = folder / group.file_name
         try:
             save_onnx(group.model, path)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}.") from error
     return {name: group.file_name for group in groups for name in group.names}
+
+
+def _store(
+    stored: StoredWeights,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Iterable[tuple[str, Array]],
+    roles: Mapping[str, Role],
+    quant: QuantScheme,
+) -> None:
+    """Write every array; ``shapes`` are those that the nets read."""
+    missing = dict(shapes)
+    for name, array in arrays:
+        if missing.pop(name, None) != array.shape:
+            raise CompileError(f"the nets read {name} as {shapes.get(name)}, but it came as {array.shape}.")
+        store_weight(stored, name, array, roles[name], quant)
+    if missing:
+        raise CompileError(f"no numbers came for the weights {', '.join(sorted(missing))}.")
