@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ def test_a_person_gets_a_live_line_and_one_that_stays(monkeypatch: pytest.Monkey
         assert line.live
         for each in BUILD:
             line(each)
+            time.sleep(0.15)  # it is drawn ten times a second
     shown = screen.getvalue()
     assert "a[bold]b" in shown
     assert "1/2" in shown

@@ -14,6 +14,7 @@ import pytest
 
 from tpudeploy.compile import toolchain
 from tpudeploy.compile.toolchain import InstallEvent, download, host, installer, kernels, layout, pins
+from tpudeploy.compile.toolchain.unpack import tree_bytes
 from tpudeploy.errors import FetchError, StorageError, ToolchainError
 from tpudeploy.settings import Settings
 
@@ -404,3 +405,24 @@ def test_status_is_json(home: Settings) -> None:
 
 def interrupt(*_args: object, **_kwargs: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_sizes_are_told_while_files_come_and_go(tmp_path: Path) -> None:
+    """pip removes its temporary files while their growth is being shown."""
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            folder = tmp_path / "pip-unpack"
+            folder.mkdir()
+            for name in range(20):
+                (folder / str(name)).write_bytes(b"x")
+            shutil.rmtree(folder)
+
+    worker = threading.Thread(target=churn)
+    worker.start()
+    try:
+        assert all(tree_bytes(tmp_path) >= 0 for _ in range(300))
+    finally:
+        stop.set()
+        worker.join()

@@ -45,7 +45,7 @@ class VerifyOptions(Value):
     quant: QuantMode
     nets: NetPlan = NetPlan()
     prompts: tuple[Prompt, ...] = ()
-    max_new_tokens: int = Field(default=16, gt=0)
+    max_new_tokens: int = Field(default=8, gt=0)
     jobs: int | None = Field(default=None, gt=0)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpudeploy.contracts.base import Value
-from tpudeploy.contracts.chat import ChatTemplate, Message
+from tpudeploy.contracts.chat import Message
 from tpudeploy.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ class Prompt(Value):
 
 
 def default_prompts(source: ModelSource, *, chunk_tokens: int, longest: int) -> tuple[Prompt, ...]:
-    """What fits the model: its dialogues where it ships some, else questions, else random ids without a tokenizer.
+    """What fits the model: dialogues where it ships some, else questions, else (without a tokenizer) random ids.
 
     :param chunk_tokens: tokens of the largest prefill pass; one random prompt is longer, so that chunks are joined.
     :param longest: tokens of a prompt at most; longer ones are left out.
     :raises TokenizerError: the tokenizer is corrupt, or another model's.
     :raises CheckpointError: the dialogues that ship with the model cannot be read.
     """
-    prompts = [*_chats(source), *_random_prompts(source, chunk_tokens)]
+    prompts = list(_chats(source)) or list(_random_prompts(source, chunk_tokens))
     return tuple(prompt for prompt in prompts if len(prompt.ids) <= longest)
 
 
@@ -54,11 +54,7 @@ def _chats(source: ModelSource) -> Iterator[Prompt]:
         name: [Message(role="user", content=question)] for name, question in _QUESTIONS.items()
     }
     for name, messages in conversations.items():
-        yield Prompt(name=name, ids=_encode(template, messages))
-
-
-def _encode(template: ChatTemplate, messages: list[Message]) -> tuple[int, ...]:
-    return tuple(template.encode(messages))
+        yield Prompt(name=name, ids=tuple(template.encode(messages)))
 
 
 def _dialogues(source: ModelSource) -> dict[str, list[Message]]:

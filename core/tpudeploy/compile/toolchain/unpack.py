@@ -6,7 +6,9 @@ leaves out two thirds of TPU-MLIR before it is written, and so halves what an in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import struct
 import zipfile
@@ -18,6 +20,7 @@ from tpudeploy.compile.toolchain.pins import Pin
 from tpudeploy.errors import FetchError
 
 CHUNK_BYTES = 1 << 20
+BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own
 ELF_64_LITTLE = b"\x7fELF\x02\x01"
 # Cutting less than this off a file is not worth the while.
 TRIM_BYTES = 1 << 20
@@ -103,15 +106,18 @@ def arrange(package_dir: Path) -> None:
 
 
 def tree_bytes(*folders: Path) -> int:
-    """Disk space that folders take (bytes; allocated blocks, so what ``du`` says). Absent folders take none."""
+    """Disk space that folders take (bytes; allocated blocks, so what ``du`` says). Absent folders take none.
+
+    What vanishes while it looks is not counted: pip's temporary files come and go.
+    """
     seen: set[tuple[int, int]] = set()
     total = 0
     for folder in folders:
-        for path in [folder, *folder.rglob("*")]:
-            if not path.is_symlink() and not path.exists():
-                continue
-            info = path.lstat()
-            if (info.st_dev, info.st_ino) not in seen:
-                seen.add((info.st_dev, info.st_ino))
-                total += info.st_blocks * 512
+        for root, _, files in os.walk(folder):
+            for path in (root, *(os.path.join(root, name) for name in files)):  # noqa: PTH118 - thousands of them
+                with contextlib.suppress(FileNotFoundError):
+                    info = os.lstat(path)
+                    if (info.st_dev, info.st_ino) not in seen:
+                        seen.add((info.st_dev, info.st_ino))
+                        total += info.st_blocks * BLOCK_BYTES
     return total
