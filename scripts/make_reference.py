@@ -69,6 +69,11 @@ def settings_page() -> str:
         variables = ", ".join(f"`{v}`" for v in re.findall(r"``([A-Z_0-9]+)``", meaning))
         plain = re.sub(r"\s*\((?:``[A-Z_0-9]+``(?: or )?)+\)", "", " ".join(meaning.split()))
         rows.append(f"| {name} | {variables} | {plain} |")
+    rows.append(
+        "| (CPU backend) | `TPUDEPLOY_CPU_THREADS` | threads of the CPU backend; by default one for very small nets, "
+        "otherwise one a core, at most 16. |"
+    )
+    rows.append("| (errors) | `TPUDEPLOY_DEBUG` | 1: show the traceback of an error. |")
     intro = "Every option of a command has an environment variable too: see [the commands](commands.md)."
     return "\n\n".join(["# Settings", NOTE, intro, "\n".join(rows)]) + "\n"
 

@@ -87,4 +87,5 @@ def _match(model: Decoder, config: DecoderConfig, generator: torch.Generator) ->
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Random rows of length one at right angles to each other: (rows, columns)."""
-    return torch.linalg.qr(torch.randn(columns, rows, generator=generator))[0].T
+    basis: Tensor = torch.linalg.qr(torch.randn(columns, rows, generator=generator))[0]
+    return basis.T

@@ -1,1 +1,1 @@
-""""""
+"""What plugin authors need for their tests: the conformance suite of backends, and tiny models."""
