@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,14 @@ import pytest
 from cli_support import environment, run_cli
 from third_party.tpudeploy_acme.adapter import Acme
 from third_party.tpudeploy_acme.backend import AcmeChip
-from tpudeploy.compile.toolchain import Problem, ToolchainStatus
+from tpudeploy.compile.toolchain import Problem, SelfCheck, ToolchainStatus
 from tpudeploy.contracts.backend import Availability, DeviceInfo
 from tpudeploy.doctor import Finding, examine, machine, packages, parts
 from tpudeploy.plugins import PluginRecord, PluginRegistry, registry
 from tpudeploy.settings import Settings
+
+OLD = Problem(text="it is old.", remedy="Install it anew.")
+FAILED = SelfCheck(passed=False, when=datetime.now(tz=timezone.utc), seconds=1.0, detail="wrong numbers")
 
 
 class Chip(AcmeChip):
@@ -158,11 +162,8 @@ def test_plugins_that_failed_are_named() -> None:
     [
         (ToolchainStatus(found=False), "warn", "not installed"),
         (ToolchainStatus(found=True, version="1.2", folder=Path("here")), "ok", "TPU-MLIR 1.2"),
-        (
-            ToolchainStatus(found=True, version="1", problems=[Problem(text="its Python is gone.", remedy="Again.")]),
-            "fail",
-            "its Python is gone.",
-        ),
+        (ToolchainStatus(found=True, version="1", problems=[OLD]), "warn", "it is old."),
+        (ToolchainStatus(found=True, version="1", problems=[OLD], self_check=FAILED), "fail", "it is old."),
     ],
 )
 def test_the_toolchain(

@@ -31,7 +31,7 @@ COMMANDS = {
     "doctor",
 }
 # typer itself may import pydantic to read a command's arguments; the budget below holds nevertheless.
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "sentencepiece", "rich", "safetensors", "sympy")
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "sentencepiece", "safetensors", "sympy")
 BUDGET_S = 0.3
 PROBE = """
 import json, sys, time

@@ -168,6 +168,16 @@ def test_a_folder_that_holds_something_is_not_written_to(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("command", [["run", "Hello"], ["compile", "--format", "onnx"]])
+def test_a_home_that_cannot_be_made_is_one_error(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "home"
+    name, *rest = command
+    done = run_cli(name, "chatglm3:demo", *rest, env=environment(home))
+    assert (done.returncode, done.stdout) == (8, "")
+    assert f"the folder {home} cannot be made: Not a directory" in done.stderr
+
+
 def test_without_a_toolchain_compile_says_how_to_get_one(env: dict[str, str], tmp_path: Path) -> None:
     done = run_program("compile", "chatglm3:demo", env=env | {"PATH": str(tmp_path)})
     assert done.returncode == 5

@@ -154,6 +154,21 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
     assert (process.wait(), said) == (128 + signal.SIGPIPE, b"")
 
 
+def test_a_full_disk_behind_stdout_is_an_error(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "list-models"], stdout=full, stderr=subprocess.PIPE, env=environment(tmp_path), check=False
+        )
+    assert done.returncode == 8
+    assert done.stderr.startswith(b"error: the disk is full (stdout).")
+    assert b"Exception ignored" not in done.stderr
+
+
+def test_closed_streams_are_no_reason_to_fail(tmp_path: Path) -> None:
+    command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *PROGRAM, "list-models"]
+    assert subprocess.run(command, env=environment(tmp_path), check=False).returncode == 0
+
+
 SLEEPER = """
 import sys, time
 from tpudeploy.cli import main

@@ -5,6 +5,7 @@ TpuDeployError
 │   ├── UnknownNameError           no such model, backend, quantization mode, net, patch
 │   └── SequenceTooLongError       longer than the model or the bundle allows
 ├── PluginError                3   a plugin cannot be loaded or breaks its contract
+├── MissingPackageError        3   an optional package that this needs is not installed
 ├── CheckpointError            4   missing, truncated, wrong-shape or NaN weights; unknown config
 ├── TokenizerError             4   a tokenizer that is missing, corrupt or of another model
 ├── ToolchainError             5   TPU-MLIR is missing or one of its tools failed
@@ -76,6 +77,12 @@ class SequenceTooLongError(UsageError):
 
 class PluginError(TpuDeployError):
     """A plugin cannot be loaded or breaks its contract."""
+
+    exit_code = 3
+
+
+class MissingPackageError(TpuDeployError):
+    """An optional package that this needs is not installed."""
 
     exit_code = 3
 

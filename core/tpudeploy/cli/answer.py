@@ -25,6 +25,7 @@ def answer_once(target: Target, question: Question, options: GenerationOptions, 
     """
     ids = question.ids or target.require_text().prompt_ids(question.text, system=question.system)
     with BuildProgress() as line:
+        line.prepare()
         model = target.load(prompt_tokens=len(ids), max_new_tokens=options.max_new_tokens, progress=line)
     with model:
         answer = Answering(model, question, options)

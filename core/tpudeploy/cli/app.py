@@ -53,6 +53,7 @@ def _root(
 
 
 app.command("list-models")(list_models.list_models)
+app.command("list", hidden=True)(list_models.list_models)  # what users of other tools type
 app.command("show")(show.show)
 app.command("run")(run.run)
 app.command("export")(export.export)

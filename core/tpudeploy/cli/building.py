@@ -59,13 +59,12 @@ def plan(
 
 def build(planned: BuildPlan) -> BuiltBundle:
     """Build a bundle with its progress on stderr."""
-    from tpudeploy.compile.build import build_bundle
-    from tpudeploy.launch.observers import with_observers
+    from tpudeploy.launch import building
     from tpudeploy.plugins import registry
     from tpudeploy.settings import load_settings
 
     with BuildProgress() as line:
-        return build_bundle(planned, load_settings(), with_observers(line, registry()))
+        return building.build(planned, load_settings(), registry(), line)
 
 
 def parse_format(name: str) -> BundleFormat:

@@ -32,6 +32,7 @@ def chat(target: Target, options: GenerationOptions, *, system: str) -> None:
     """Load the model and converse until the user leaves."""
     target.require_text()  # a missing tokenizer is told before anything is compiled
     with BuildProgress() as line:
+        line.prepare()
         model = target.load(max_new_tokens=options.max_new_tokens, progress=line)
     reader = LineReader(load_settings().home / "chat-history")
     with model:

@@ -32,7 +32,7 @@ def run_command(arguments: Sequence[str]) -> int:
         with command.make_context(PROGRAM, list(arguments)) as context:
             command.invoke(context)
         sys.stdout.flush()
-    if outcome.pipe_closed:
+    if outcome.stdout_lost:
         silence_stdout()
     return outcome.code
 

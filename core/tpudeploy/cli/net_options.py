@@ -1,4 +1,4 @@
-"""Options that shape a net set."""
+"""Options that shape a net set and its bundle."""
 
 from __future__ import annotations
 
@@ -31,6 +31,24 @@ DecodeCache = Annotated[
         envvar="TPUDEPLOY_DECODE_CACHE",
         show_default=False,
         help="Cache lengths of decode stages, for example 512,2048; without it, the whole.",
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        envvar="TPUDEPLOY_FORMAT",
+        help="bmodel, for chips and the simulator; or onnx, for the backend cpu.",
+    ),
+]
+KeepIntermediate = Annotated[
+    bool,
+    typer.Option(
+        "--keep-intermediate",
+        envvar="TPUDEPLOY_KEEP_INTERMEDIATE",
+        show_default=False,
+        help="Keep the pieces that the bundle was made of.",
     ),
 ]
 

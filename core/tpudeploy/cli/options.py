@@ -100,6 +100,16 @@ Bundle = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", envvar="TPUDEPLOY_OUTPUT", help="A new or empty folder.")
 ]
+OptionalOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        envvar="TPUDEPLOY_OUTPUT",
+        help="Also put the bundle into this new or empty folder, to take it to a device.",
+    ),
+]
 
 
 def parse_ids(text: str, what: str) -> tuple[int, ...]:

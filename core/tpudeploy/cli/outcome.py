@@ -6,6 +6,7 @@ defect: one line that names a log file with the traceback, and exit code 70 (EX_
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import typer
 
-from tpudeploy.errors import TpuDeployError
+from tpudeploy.errors import StorageError, TpuDeployError
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -35,11 +36,11 @@ _CommandLineError: type[Exception] = [kind for kind in typer.BadParameter.__mro_
 class Outcome:
     """How a command ended.
 
-    :param pipe_closed: whether the reader of stdout went away.
+    :param stdout_lost: whether stdout takes nothing any more: its reader went away, or its disk is full.
     """
 
     code: int = 0
-    pipe_closed: bool = False
+    stdout_lost: bool = False
 
 
 @contextmanager
@@ -56,7 +57,11 @@ def exit_code_of() -> Iterator[Outcome]:
     except (KeyboardInterrupt, typer.Abort):
         outcome.code = INTERRUPTED
     except BrokenPipeError:
-        outcome.code, outcome.pipe_closed = PIPE_CLOSED, True
+        outcome.code, outcome.stdout_lost = PIPE_CLOSED, True
+    except OSError as error:
+        outcome.stdout_lost = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = StorageError(f"the disk is full ({error.filename or 'stdout'}).", hint="Free some room and try again.")
+        outcome.code = _tell(full if outcome.stdout_lost else error)
     except Exception as error:  # noqa: BLE001 - the last place where an error can be told
         outcome.code = _tell(error)
 

@@ -46,6 +46,10 @@ class LiveLine:
         task = self._drawn.task_ids[0]
         self._drawn.update(task, description=printable(text), completed=done, total=total or None, detail=detail)
 
+    def prepare(self) -> None:
+        """Show that something begins: torch alone takes seconds to import."""
+        self.update("preparing", 0, 0)
+
     def note(self, text: str) -> None:
         """A line that stays."""
         if self._drawn is not None:

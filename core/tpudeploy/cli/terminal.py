@@ -9,6 +9,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _LINE_ENDS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 """Ends of a line for Unicode (and Python's splitlines), which JSON leaves as they are."""
@@ -18,14 +19,20 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def prepare_streams() -> None:
-    """Write every character in any locale: what the terminal cannot show is escaped, never a crash."""
+    """Write every character in any locale: what the terminal cannot show is escaped, never a crash.
+
+    A stream that the caller closed (``>&-``) is None in Python; it becomes one that swallows everything.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def silence_stdout() -> None:
-    """The reader of stdout is gone: let nothing, not even the interpreter's last flush, complain about it."""
+    """Stdout takes nothing any more: let nobody, not even the interpreter's last flush, complain about it."""
     try:
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())

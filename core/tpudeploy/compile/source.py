@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,13 @@ from tpudeploy.checkpoint.reader import Checkpoint
 from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.contracts.adapter import ModelAdapter, ModelVariant
 from tpudeploy.contracts.decoder import DecoderConfig
-from tpudeploy.errors import CheckpointError, UnknownNameError
+from tpudeploy.errors import CheckpointError, MissingPackageError, UnknownNameError
 from tpudeploy.plugins import PluginRegistry
 from tpudeploy.settings import Settings
+
+
+EXPORT_PACKAGES = ("torch", "safetensors", "onnx", "onnxruntime", "psutil")
+"""What the extra ``export`` brings."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def open_source(
     :param model_dir: the user's own checkpoint folder; it wins over what was fetched.
     :raises CheckpointError: there is none here, it is incomplete, or it is of another family.
     """
+    require_packages()
     folder = model_dir or local_folder(adapter, variant, settings)
     if folder is None:
         name = f"{adapter.name}:{variant.name}"
@@ -82,6 +88,19 @@ def open_source(
     checkpoint = Checkpoint(folder)
     config = adapter.read_config(checkpoint.config)
     return ModelSource(adapter, "" if model_dir else variant.name, checkpoint, config)
+
+
+def require_packages() -> None:
+    """Reading and exporting checkpoints takes packages that a device install does without.
+
+    :raises MissingPackageError: one of them is not installed.
+    """
+    missing = [name for name in EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"building a model from a checkpoint needs {', '.join(missing)}, which this installation does not have.",
+            hint="Install them: pip install 'tpudeploy[export]'. A finished bundle runs without: --bundle DIR.",
+        )
 
 
 def _demo_hint(adapter: ModelAdapter) -> str:

@@ -6,34 +6,40 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from tpudeploy.contracts.progress import Progress, no_progress
-from tpudeploy.errors import CompileError
+from tpudeploy.errors import CompileError, StorageError
 from tpudeploy.launch.observers import with_observers
 from tpudeploy.plugins import PluginRegistry
 from tpudeploy.settings import Settings
 
 if TYPE_CHECKING:
     from tpudeploy.compile.build import BuiltBundle
-    from tpudeploy.compile.plan import BuildOptions
-    from tpudeploy.compile.source import ModelSource
+    from tpudeploy.compile.plan import BuildPlan
 
 _EXPORT_PACKAGES = ("torch", "safetensors", "onnx", "onnxruntime", "psutil")
 
 
 def build(
-    source: ModelSource,
-    options: BuildOptions,
-    settings: Settings,
-    registry: PluginRegistry,
-    progress: Progress = no_progress,
+    plan: BuildPlan, settings: Settings, registry: PluginRegistry, progress: Progress = no_progress
 ) -> BuiltBundle:
-    """Build the bundle of a checkpoint, or find it in the store.
+    """Build a bundle, or find it in the store, while plugins watch.
 
-    :raises TpuDeployError: see :func:`tpudeploy.compile.plan.plan_build` and ``build_bundle``.
+    :raises TpuDeployError: see :func:`tpudeploy.compile.build.build_bundle`.
     """
     from tpudeploy.compile.build import build_bundle
-    from tpudeploy.compile.plan import plan_build
 
-    return build_bundle(plan_build(source, options, registry), settings, with_observers(progress, registry))
+    require_home(settings)
+    return build_bundle(plan, settings, with_observers(progress, registry))
+
+
+def require_home(settings: Settings) -> None:
+    """:raises StorageError: the home is not there and cannot be made."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the folder {settings.home} cannot be made: {error.strerror}.",
+            hint="Set TPUDEPLOY_HOME to a folder that you may write to.",
+        ) from error
 
 
 def require_export_packages() -> None:

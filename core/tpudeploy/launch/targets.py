@@ -151,7 +151,7 @@ class CheckpointTarget(Target):
 
     def _build(self, seq_length: int, progress: Progress) -> Path:
         require_export_packages()
-        from tpudeploy.compile.plan import BuildOptions
+        from tpudeploy.compile.plan import BuildOptions, plan_build
 
         backend = choose_backend(self.registry, self.request.backend)
         quant = self.request.quant
@@ -160,7 +160,8 @@ class CheckpointTarget(Target):
             format=bundle_format(backend),
             nets=NetPlan(seq_length=seq_length),
         )
-        return build(self.source, options, self.settings, self.registry, progress).folder
+        plan = plan_build(self.source, options, self.registry)
+        return build(plan, self.settings, self.registry, progress).folder
 
 
 def bundle_text(bundle: Bundle, registry: PluginRegistry) -> TextTools | None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from tpudeploy.cli import net_options, options
 from tpudeploy.cli.terminal import format_bytes, print_json, print_line, print_note
 
@@ -17,35 +12,10 @@ def compile_model(
     seq_length: options.SeqLength = None,
     prefill: net_options.Prefill = "",
     decode_cache: net_options.DecodeCache = "",
-    bundle_format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            envvar="TPUDEPLOY_FORMAT",
-            help="bmodel, for chips and the simulator; or onnx, for the backend cpu.",
-        ),
-    ] = "bmodel",
+    bundle_format: net_options.Format = "bmodel",
     jobs: options.Jobs = None,
-    keep_intermediate: Annotated[
-        bool,
-        typer.Option(
-            "--keep-intermediate",
-            envvar="TPUDEPLOY_KEEP_INTERMEDIATE",
-            show_default=False,
-            help="Keep the pieces that the bundle was made of.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            envvar="TPUDEPLOY_OUTPUT",
-            help="Also put the bundle into this new or empty folder, to take it to a device.",
-        ),
-    ] = None,
+    keep_intermediate: net_options.KeepIntermediate = False,
+    output: options.OptionalOutput = None,
     model_dir: options.ModelDir = None,
     yes: options.Yes = False,
     hub: options.Hub = "",
