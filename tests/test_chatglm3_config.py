@@ -73,6 +73,7 @@ def test_the_published_6b_is_read_field_by_field() -> None:
         rotary_dim=64,
         qkv_bias=True,
         dtype=DType.F16,
+        eos_ids=(2,),
     )
     assert variant_config("6b") == read()
 
@@ -225,8 +226,12 @@ def test_published_glm4_configs_are_called_by_their_name() -> None:
             read_config({**config, "model_type": "chatglm"})
 
 
-def test_a_list_of_chatglm3_stop_ids_is_no_glm4() -> None:
-    assert read(eos_token_id=[2, 64795, 64797]) == read()
+def test_stop_ids_are_read_one_or_many() -> None:
+    assert read().eos_ids == (2,)
+    assert read(eos_token_id=[2, 64795, 64797]).eos_ids == (2, 64795, 64797)
+    assert read(eos_token_id=None).eos_ids == ()
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        read(eos_token_id="</s>")
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_a_message_of_several_lines(chat: Terminal) -> None:
     chat.expect(PROMPT)
     chat.type("/stats\n")
     chat.expect("2 answers")
+    chat.expect(PROMPT)  # before it the terminal is not readline's, and loses a Ctrl-D
     chat.type("\x04")
     assert chat.wait() == 0
 

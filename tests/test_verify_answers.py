@@ -14,6 +14,7 @@ from torch_session import open_session, random_decoder, tiny_config
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.net import Stage
 from tpudeploy.contracts.net_plan import NetPlan
+from tpudeploy.contracts.quant import QuantMode
 from tpudeploy.errors import SequenceTooLongError
 from tpudeploy.graph import reference as graph_reference
 from tpudeploy.graph.reference import StreamedReference, greedy, load_decoder
@@ -113,9 +114,13 @@ class TestJudging:
         flat = np.zeros((1, 4), np.float32)
         assert judge(answer((0,), flat), flat, LOOSE).verdict is Verdict.OK
 
-    def test_stricter_modes_have_stricter_limits(self) -> None:
-        by_mode = [LIMITS[mode] for mode in LIMITS]
-        assert all(0.9 < limits.net_cosine < 1 and limits.logits_cosine < limits.net_cosine for limits in by_mode)
+    def test_every_mode_has_limits_and_fewer_bits_have_looser_ones(self) -> None:
+        assert set(LIMITS) == set(QuantMode)
+        exact, half, byte, nibble = (LIMITS[QuantMode(name)] for name in ("none", "f16", "int8", "int4"))
+        for stricter, looser in ((exact, half), (half, byte), (byte, nibble)):
+            assert stricter.net_cosine >= looser.net_cosine > 0.9
+            assert stricter.logits_cosine > looser.logits_cosine
+            assert stricter.regret < looser.regret
 
 
 class TestReference:

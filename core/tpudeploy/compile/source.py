@@ -14,7 +14,6 @@ from tpudeploy.errors import CheckpointError, MissingPackageError, UnknownNameEr
 from tpudeploy.plugins import PluginRegistry
 from tpudeploy.settings import Settings
 
-
 EXPORT_PACKAGES = ("torch", "safetensors", "onnx", "onnxruntime", "psutil")
 """What the extra ``export`` brings."""
 

@@ -24,6 +24,7 @@ CHATGLM3_6B = DecoderConfig(
     norm_eps=1e-5,
     rope_theta=ROPE_BASE,
     rotary_dim=64,
+    eos_ids=(2,),
 )
 _SMALL_FILES = ("config.json", "tokenizer_config.json")
 _TOKENIZER = RemoteFile(
