@@ -29,9 +29,9 @@ from tpudeploy.contracts.net import Stage
 from tpudeploy.contracts.net_plan import NetPlan
 from tpudeploy.contracts.progress import StageEvent
 from tpudeploy.contracts.quant import QuantMode
+from tpudeploy.contracts.slices import slices_of
 from tpudeploy.errors import CompileError, ToolchainError
 from tpudeploy.graph.export import net_graphs
-from tpudeploy.graph.slice_weights import slices_of
 from tpudeploy.plugins import registry
 from tpudeploy.settings import Settings
 
@@ -97,7 +97,7 @@ def test_template_and_long_way_give_the_same_bytes(
     plan = chip_plan(checkpoint, quant)
     assert plan.scheme.vendor_name == vendor_name
     weights = plan.source.weights()
-    part = slices_of(plan.net_set, weights)[2]  # layer 1: another one than a template could have been made from
+    part = slices_of(plan.net_set)[2]  # layer 1: another one than a template could have been made from
     exported = export_slice(part, weights, plan.export, tmp_path)
     chip = ChipCompiler(installed_toolchain, StageStore(module_home.stages_dir), plan.scheme, tmp_path / "logs")
     for net, graph in net_graphs(part, plan.export):

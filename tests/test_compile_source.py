@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,34 @@ def test_a_folder_of_the_users_wins(tmp_path: Path, settings: Settings) -> None:
     opened = open_source(adapter, variant, settings, model_dir=write_checkpoint(tmp_path / "mine"))
     assert opened.title == "chatglm3-custom"
     assert opened.config.eos_ids == (2,)
+
+
+CACHED = """
+import sys
+from pathlib import Path
+from tpudeploy.compile.build import build_bundle
+from tpudeploy.compile.plan import BuildOptions, plan_build
+from tpudeploy.compile.source import open_source, parse_model
+from tpudeploy.contracts.bundle import BundleFormat
+from tpudeploy.contracts.net_plan import NetPlan
+from tpudeploy.contracts.quant import QuantMode
+from tpudeploy.plugins import registry
+from tpudeploy.settings import Settings
+settings = Settings(home=Path(sys.argv[1]))
+source = open_source(*parse_model("chatglm3", registry()), settings, model_dir=Path(sys.argv[2]))
+options = BuildOptions(quant=QuantMode.INT8, format=BundleFormat.ONNX, nets=NetPlan(seq_length=64))
+built = build_bundle(plan_build(source, options, registry()), settings)
+heavy = sorted({"torch", "onnx", "onnxruntime", "transformers"} & set(sys.modules))
+print(built.reused, *heavy)
+"""
+
+
+def test_a_bundle_that_is_there_is_found_without_frameworks(tmp_path: Path) -> None:
+    """A run of an old bundle must not pay seconds for libraries that it does not use."""
+    folder = write_checkpoint(tmp_path / "model")
+    said = []
+    for _ in range(2):
+        command = [sys.executable, "-c", CACHED, str(tmp_path / "home"), str(folder)]
+        said.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert said[0][0] == "False"
+    assert said[1] == ["True"]

@@ -22,12 +22,12 @@ from tpudeploy.contracts.decoder import AttentionForm, GraphForm, MaskForm, Rope
 from tpudeploy.contracts.net import NetKind, Stage
 from tpudeploy.contracts.net_plan import NetPlan
 from tpudeploy.contracts.quant import QuantMode
+from tpudeploy.contracts.slices import slices_of
 from tpudeploy.errors import CheckpointError, CompileError, SequenceTooLongError, UsageError
 from tpudeploy.graph.decoder import Decoder, parameter_name
 from tpudeploy.graph.onnx_decoder import build_graph
 from tpudeploy.graph.reference import StreamedReference, greedy, load_decoder
 from tpudeploy.graph.rope import to_half_split, to_interleaved
-from tpudeploy.graph.slice_weights import slices_of
 from tpudeploy.plugins import registry
 from tpudeploy.settings import Settings
 
@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
 
 def test_slices_cover_every_net_once(tmp_path: Path) -> None:
     plan = plan_of(write_checkpoint(tmp_path), EVERY_KIND)
-    parts = slices_of(plan.net_set, plan.source.weights())
+    parts = slices_of(plan.net_set)
     names = [net.name for part in parts for net in part.nets]
     assert sorted(names) == sorted(net.name for net in plan.net_set.nets)
 

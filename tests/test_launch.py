@@ -11,6 +11,7 @@ import pytest
 from third_party.tpudeploy_acme.adapter import Acme
 from third_party.tpudeploy_acme.backend import AcmeChip
 from tiny import write_checkpoint
+from tpudeploy.compile.plan import model_patches
 from tpudeploy.contracts.adapter import ModelVariant
 from tpudeploy.contracts.backend import Availability, Backend
 from tpudeploy.contracts.bundle import BundleFormat
@@ -35,7 +36,7 @@ from tpudeploy.launch.backends import bundle_format, choose_backend
 from tpudeploy.launch.building import require_export_packages
 from tpudeploy.launch.catalogue import read_catalogue
 from tpudeploy.launch.delivery import check_output, copy_bundle
-from tpudeploy.launch.description import all_patches, describe_model, group_nets
+from tpudeploy.launch.description import describe_model, group_nets
 from tpudeploy.launch.generation import generation_options
 from tpudeploy.launch.lengths import choose_seq_length
 from tpudeploy.launch.memory import estimate_memory
@@ -282,8 +283,8 @@ def test_patches_of_other_plugins_come_after_the_adapters_own(settings: Settings
     assert described.patches[-1].name == "for-acme"
     assert len(described.patches) == 5
     found.manager.register(Wrong())
-    with pytest.raises(PluginError, match="did not return patches"):
-        all_patches(Acme(), Acme().variants()[0].config, 128, found)
+    with pytest.raises(PluginError, match="did not return a list of patches"):
+        model_patches(Acme(), Acme().variants()[0].config, 128, found)
 
 
 def test_a_bundle_is_delivered_whole(tmp_path: Path) -> None:

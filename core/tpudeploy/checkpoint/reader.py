@@ -128,7 +128,7 @@ def _from_single(path: Path) -> dict[str, Path]:
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        with _readable(path), safe_open(path, framework="pt") as file:
+        with _readable(path), safe_open(path, framework="np") as file:
             return dict.fromkeys(file.keys(), path)
     return dict.fromkeys(_load_bin(path), path)
 

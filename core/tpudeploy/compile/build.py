@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 import time
 from collections.abc import Callable
@@ -9,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpudeploy import __version__
-from tpudeploy.compile.chip_build import ChipSliceBuilder
-from tpudeploy.compile.cpu_build import CpuSliceBuilder
 from tpudeploy.compile.plan import BuildPlan
 from tpudeploy.compile.slice_builder import BuiltSlice, SliceBuilder, stage_event
 from tpudeploy.compile.store import (
@@ -21,11 +20,11 @@ from tpudeploy.compile.store import (
     sweep_abandoned,
     unique_work_folder,
 )
+from tpudeploy.compile.toolchain import find_toolchain
 from tpudeploy.compile.workers import Report, run_all, worker_count
 from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFormat, CompilerInfo, Manifest
 from tpudeploy.contracts.progress import Progress, StageEvent, no_progress
-from tpudeploy.graph.export import SliceCheck
-from tpudeploy.graph.slice_weights import Slice, slices_of
+from tpudeploy.contracts.slices import Slice, SliceCheck, slices_of
 from tpudeploy.runtime.bundle_store import describe_file, write_manifest
 from tpudeploy.settings import Settings
 
@@ -57,23 +56,34 @@ def build_bundle(plan: BuildPlan, settings: Settings, progress: Progress = no_pr
     :raises CompileError: a slice differs from the reference, or a vendor tool failed.
     :raises StorageError: disk full or not writable.
     """
-    store = StageStore(settings.stages_dir, waiting=_waiting(progress))
-    for root in (settings.stages_dir, settings.bundles_dir):
-        sweep_abandoned(root)
-    builder = _builder(plan, settings, store)
-    key = plan.key(builder.compiler.version)
+    key = plan.key(_tool_version(plan, settings))
     final = settings.bundles_dir / f"{plan.title}-{key[:_KEY_CHARS]}"
     if (final / MANIFEST_NAME).is_file():
         return BuiltBundle(final, reused=True)
+    store = StageStore(settings.stages_dir, waiting=_waiting(progress))
+    for root in (settings.stages_dir, settings.bundles_dir):
+        sweep_abandoned(root)
     with storage_errors(settings.home), store.lock(f"bundle-{key}", what=plan.title):
         if (final / MANIFEST_NAME).is_file():
             return BuiltBundle(final, reused=True)
-        return BundleJob(plan, builder, store, progress).run(final)
+        return BundleJob(plan, _builder(plan, settings, store), store, progress).run(final)
+
+
+def _tool_version(plan: BuildPlan, settings: Settings) -> str:
+    """Version of what makes the nets, told without loading it: a bundle that is there needs no more."""
+    if plan.options.format is BundleFormat.ONNX:
+        return importlib.metadata.version("onnx")
+    return find_toolchain(settings).version
 
 
 def _builder(plan: BuildPlan, settings: Settings, store: StageStore) -> SliceBuilder:
+    # Only here torch and onnx are loaded: a run that finds its bundle starts without them.
     if plan.options.format is BundleFormat.ONNX:
+        from tpudeploy.compile.cpu_build import CpuSliceBuilder
+
         return CpuSliceBuilder(plan, store)
+    from tpudeploy.compile.chip_build import ChipSliceBuilder
+
     return ChipSliceBuilder.create(plan, store, settings)
 
 
@@ -93,7 +103,7 @@ class BundleJob:
         self.store = store
         self.progress = progress
         self.weights = plan.source.weights()
-        self.parts = slices_of(plan.net_set, self.weights)
+        self.parts = slices_of(plan.net_set)
 
     def run(self, final: Path) -> BuiltBundle:
         """Build into a folder beside ``final``, then rename it."""

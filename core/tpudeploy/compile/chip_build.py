@@ -25,8 +25,8 @@ from tpudeploy.compile.workers import Report
 from tpudeploy.compile.workshop import ExportedSlice, slice_digest, temporary_export
 from tpudeploy.contracts.bundle import CompilerInfo
 from tpudeploy.contracts.net import NetKind, NetSpec, Stage
+from tpudeploy.contracts.slices import Slice
 from tpudeploy.graph.export import net_graphs
-from tpudeploy.graph.slice_weights import Slice
 from tpudeploy.settings import Settings
 
 BMODEL_NAME = "model.bmodel"

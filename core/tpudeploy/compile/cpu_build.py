@@ -25,8 +25,8 @@ from tpudeploy.compile.workers import Report
 from tpudeploy.compile.workshop import slice_digest, temporary_export
 from tpudeploy.contracts.bundle import CompilerInfo
 from tpudeploy.contracts.dtypes import Array
+from tpudeploy.contracts.slices import Slice
 from tpudeploy.graph.export import net_graphs
-from tpudeploy.graph.slice_weights import Slice
 
 
 class CpuSliceBuilder(SliceBuilder):

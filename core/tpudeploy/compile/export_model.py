@@ -11,9 +11,8 @@ from tpudeploy.compile.plan import BuildPlan
 from tpudeploy.compile.store import free_bytes, publish_folder, storage_errors, sweep, unique_work_folder
 from tpudeploy.compile.workshop import export_slice
 from tpudeploy.contracts.progress import Progress, StageEvent, no_progress
+from tpudeploy.contracts.slices import SliceCheck, slices_of
 from tpudeploy.errors import StorageError, UsageError
-from tpudeploy.graph.export import SliceCheck
-from tpudeploy.graph.slice_weights import slices_of
 
 NET_SET_NAME = "nets.json"
 
@@ -54,7 +53,7 @@ def export_model(plan: BuildPlan, folder: Path, progress: Progress = no_progress
 
 def _export_slices(plan: BuildPlan, work: Path, progress: Progress) -> list[SliceCheck]:
     weights = plan.source.weights()
-    parts = slices_of(plan.net_set, weights)
+    parts = slices_of(plan.net_set)
     checks: list[SliceCheck] = []
     for done, part in enumerate(parts):
         start = time.monotonic()

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tpudeploy.compile.source import ModelSource
 from tpudeploy.compile.store import stage_key
+from tpudeploy.contracts.adapter import ModelAdapter
 from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.bundle import BundleFormat
 from tpudeploy.contracts.decoder import DecoderConfig
@@ -17,8 +18,8 @@ from tpudeploy.contracts.net import NetSet
 from tpudeploy.contracts.net_plan import NetPlan
 from tpudeploy.contracts.patch import Patch, apply_patches
 from tpudeploy.contracts.quant import QuantMode, QuantScheme, resolve_quant
+from tpudeploy.contracts.slices import ModelExport
 from tpudeploy.errors import PluginError, SequenceTooLongError
-from tpudeploy.graph.export import ModelExport
 from tpudeploy.plugins import PluginRegistry, call_hook
 
 EXPORT_CODE = ("contracts", "checkpoint", "graph")
@@ -98,7 +99,7 @@ def plan_build(source: ModelSource, options: BuildOptions, registry: PluginRegis
             hint=f"Choose --seq-length {source.config.seq_length} or less.",
         )
     scheme = resolve_quant(options.quant, source.adapter.half)
-    patches = model_patches(source, wanted, registry)
+    patches = model_patches(source.adapter, source.config, wanted, registry)
     patched = apply_patches(source.config, patches)
     # onnxruntime computes in float32 whatever the weights are; the chip's nets take their own type.
     activation = DType.F32 if options.format is BundleFormat.ONNX else scheme.activation
@@ -106,11 +107,16 @@ def plan_build(source: ModelSource, options: BuildOptions, registry: PluginRegis
     return BuildPlan(source, options, scheme, patches, net_set)
 
 
-def model_patches(source: ModelSource, seq_length: int, registry: PluginRegistry) -> tuple[Patch, ...]:
-    """The adapter's patches, then those that other plugins add."""
-    own = list(source.adapter.patches(source.config, seq_length=seq_length))
-    patched = apply_patches(source.config, own)
-    for offered in call_hook(registry, "tpudeploy_patches", model=source.adapter.name, config=patched):
+def model_patches(
+    adapter: ModelAdapter, config: DecoderConfig, seq_length: int, registry: PluginRegistry
+) -> tuple[Patch, ...]:
+    """The adapter's patches, then those that other plugins add.
+
+    :raises PluginError: a plugin offers something else.
+    """
+    own = list(adapter.patches(config, seq_length=seq_length))
+    patched = apply_patches(config, own)
+    for offered in call_hook(registry, "tpudeploy_patches", model=adapter.name, config=patched):
         own.extend(_checked(offered))
     return tuple(own)
 

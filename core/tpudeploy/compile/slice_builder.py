@@ -15,8 +15,7 @@ from tpudeploy.compile.workers import Report
 from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.bundle import CompilerInfo
 from tpudeploy.contracts.progress import StageEvent, Status
-from tpudeploy.graph.export import SliceCheck
-from tpudeploy.graph.slice_weights import Slice
+from tpudeploy.contracts.slices import Slice, SliceCheck
 
 _RECORD_NAME = "slice.json"
 

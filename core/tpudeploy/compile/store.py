@@ -187,7 +187,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
                 f"a file in {folder} grows larger than its disk or this account (ulimit -f) allows.",
                 hint="Set TPUDEPLOY_HOME to a disk that holds large files; FAT holds none over 4 GB.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise StorageError(
                 f"{error.filename or folder} cannot be written: {error.strerror}.",
                 hint="Set TPUDEPLOY_HOME to a folder that you may write to.",

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.contracts.base import digest_json
+from tpudeploy.contracts.slices import ModelExport, Slice, SliceCheck
 from tpudeploy.graph.export import (
-    ModelExport,
-    SliceCheck,
     check_slice,
     write_slice_graphs,
     write_slice_weights,
 )
-from tpudeploy.graph.slice_weights import Slice
 from tpudeploy.graph.weight_file import WeightFile
 
 _EXPORT_TURN = threading.Lock()

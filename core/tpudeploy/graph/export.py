@@ -8,38 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from tpudeploy.checkpoint.weights import ModelWeights
-from tpudeploy.contracts.adapter import Tolerance
-from tpudeploy.contracts.base import Value
-from tpudeploy.contracts.decoder import DecoderConfig
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.net import NetSpec
+from tpudeploy.contracts.slices import ModelExport, Slice, SliceCheck
 from tpudeploy.errors import CompileError
 from tpudeploy.graph.onnx_builder import OnnxBuilder, save_onnx
 from tpudeploy.graph.onnx_decoder import build_graph
 from tpudeploy.graph.slice_check import SliceCase, reference_cases
-from tpudeploy.graph.slice_weights import Slice, slice_arrays
+from tpudeploy.graph.slice_weights import slice_arrays
 from tpudeploy.graph.weight_file import WeightFile, write_weight_file
-
-
-class SliceCheck(Value):
-    """How one exported net compares with the torch reference.
-
-    :param max_error: largest absolute difference of any output, divided by the output's largest magnitude where that
-        is over one.
-    :param cosine: smallest cosine similarity of any output.
-    """
-
-    net: str
-    max_error: float
-    cosine: float
-
-
-class ModelExport(Value):
-    """What to export: a decoder with its patches applied, and how exact its slices must be."""
-
-    config: DecoderConfig
-    seq_length: int
-    tolerance: Tolerance
 
 
 def net_graphs(part: Slice, export: ModelExport) -> list[tuple[NetSpec, OnnxBuilder]]:

@@ -17,10 +17,10 @@ from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.contracts.decoder import DecoderConfig, MaskForm, RopeLayout
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.net import MASK_VALUE, NetKind, NetSpec
+from tpudeploy.contracts.slices import Slice
 from tpudeploy.graph.blocks import Block, RotaryTable
 from tpudeploy.graph.reference import final_norm, load_block
 from tpudeploy.graph.rope import half_split_order
-from tpudeploy.graph.slice_weights import Slice
 
 
 @dataclass(frozen=True)

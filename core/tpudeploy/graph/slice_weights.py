@@ -11,45 +11,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from tpudeploy.checkpoint.weights import ModelWeights
-from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.decoder import DecoderConfig, RopeLayout
 from tpudeploy.contracts.dtypes import Array
-from tpudeploy.contracts.net import NetKind, NetSet, NetSpec
+from tpudeploy.contracts.slices import Slice
 from tpudeploy.graph.blocks import RotaryTable
 from tpudeploy.graph.rope import to_half_split, to_interleaved
-
-
-class Slice(Value):
-    """What shares one weight file: its nets and the canonical weights that they need.
-
-    :param name: file stem: ``embedding``, ``layer_000``, ``lm_head``.
-    :param layer: which decoder layer, or None.
-    """
-
-    name: str
-    layer: int | None
-    nets: tuple[NetSpec, ...]
-    weights: tuple[str, ...]
-
-
-def slices_of(net_set: NetSet, weights: ModelWeights) -> list[Slice]:
-    """Group a net set by shared weights, in the order in which a token passes."""
-    embeddings = (*net_set.of_kind(NetKind.EMBEDDING_ONE), *net_set.of_kind(NetKind.EMBEDDING))
-    heads = tuple(net_set.of_kind(NetKind.LM_HEAD))
-    layers = [
-        Slice(
-            name=f"layer_{layer:03d}",
-            layer=layer,
-            nets=net_set.shared_by_layer(layer),
-            weights=tuple(weights.layer_names(layer)),
-        )
-        for layer in range(net_set.config.num_layers)
-    ]
-    return [
-        Slice(name="embedding", layer=None, nets=embeddings, weights=("embedding.weight",)),
-        *layers,
-        Slice(name="lm_head", layer=None, nets=heads, weights=("final_norm.weight", "lm_head.weight")),
-    ]
 
 
 def slice_arrays(

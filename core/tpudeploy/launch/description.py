@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from tpudeploy.compile.plan import model_patches
 from tpudeploy.compile.source import open_source, parse_model
 from tpudeploy.contracts.adapter import ModelAdapter
 from tpudeploy.contracts.base import Value
@@ -13,9 +13,8 @@ from tpudeploy.contracts.net import NetSet, NetSpec
 from tpudeploy.contracts.net_plan import DEFAULT_SEQ_LENGTH, NetPlan
 from tpudeploy.contracts.patch import Patch, apply_patches
 from tpudeploy.contracts.quant import parse_quant_mode, resolve_quant
-from tpudeploy.errors import PluginError
 from tpudeploy.launch.catalogue import VariantEntry, describe_variant, find_bundles, quant_entries
-from tpudeploy.plugins import PluginRegistry, call_hook
+from tpudeploy.plugins import PluginRegistry
 from tpudeploy.settings import Settings
 
 
@@ -74,29 +73,13 @@ def describe_model(
     if model_dir is not None:
         entry = _of_folder(entry, adapter, config, model_dir, length)
     mode = parse_quant_mode(quant) if quant else adapter.default_quant
-    patches = all_patches(adapter, config, length, registry)
+    patches = model_patches(adapter, config, length, registry)
     patched = apply_patches(config, patches)
     activation = resolve_quant(mode, adapter.half).activation
     nets = adapter.slices(patched, NetPlan(seq_length=length), activation)
     return ModelDescription(
         entry=entry, config=config, quant=mode.value, seq_length=length, patches=patches, nets=group_nets(nets)
     )
-
-
-def all_patches(
-    adapter: ModelAdapter, config: DecoderConfig, seq_length: int, registry: PluginRegistry
-) -> tuple[Patch, ...]:
-    """The adapter's patches, then those that other plugins add.
-
-    :raises PluginError: a plugin offers something else.
-    """
-    patches = list(adapter.patches(config, seq_length=seq_length))
-    patched = apply_patches(config, patches)
-    for offered in call_hook(registry, "tpudeploy_patches", model=adapter.name, config=patched):
-        if not isinstance(offered, Sequence) or not all(isinstance(patch, Patch) for patch in offered):
-            raise PluginError("a plugin's tpudeploy_patches did not return patches.", hint="See `tpudeploy plugins`.")
-        patches.extend(offered)
-    return tuple(patches)
 
 
 def group_nets(nets: NetSet) -> tuple[NetGroup, ...]:

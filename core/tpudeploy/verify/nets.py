@@ -34,11 +34,11 @@ def check_session(
 
     :raises BackendError: a net failed.
     """
+    from tpudeploy.contracts.slices import slices_of
     from tpudeploy.graph.slice_check import reference_cases
-    from tpudeploy.graph.slice_weights import slices_of
 
     bench = NetBench(session)
-    for part in slices_of(session.manifest.nets, weights):
+    for part in slices_of(session.manifest.nets):
         report(part.name)
         for case in reference_cases(part, weights, plan.config):
             yield net_row(case.net, case.outputs, bench.run(case.net, case.inputs), limits)
@@ -49,17 +49,21 @@ def check_slices(
 ) -> Iterator[NetRow]:
     """Export one slice after another as float32 ONNX and compare its nets: for models too large for a bundle of it.
 
-    :param folder: where a slice may lie for as long as it is compared.
+    :param folder: where a slice may lie for as long as it is compared; a name that leftovers of a killed build have
+        lets them be swept with those.
     :raises StorageError: no room there.
     """
     from tpudeploy.compile.store import storage_errors
     from tpudeploy.compile.workshop import temporary_export
-    from tpudeploy.graph.slice_weights import slices_of
+    from tpudeploy.contracts.slices import slices_of
 
     lenient = plan.export.model_copy(update={"tolerance": _ANY})
     folder.mkdir(parents=True, exist_ok=True)
-    with storage_errors(folder), tempfile.TemporaryDirectory(dir=folder, prefix="verify-") as work:
-        for part in slices_of(plan.net_set, weights):
+    with (
+        storage_errors(folder),
+        tempfile.TemporaryDirectory(dir=folder, prefix=".verify-", suffix=".incomplete") as work,
+    ):
+        for part in slices_of(plan.net_set):
             report(part.name)
             with temporary_export(part, weights, lenient, Path(work) / part.name) as exported:
                 for net, check in zip(part.nets, exported.checks, strict=True):

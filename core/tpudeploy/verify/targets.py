@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tpudeploy.contracts.backend import Backend
+from tpudeploy.contracts.backend import Availability, Backend
 from tpudeploy.contracts.bundle import BundleFormat
 from tpudeploy.contracts.decoder import DecoderConfig
 from tpudeploy.contracts.quant import QuantMode
@@ -53,12 +53,20 @@ def usable_backends(registry: PluginRegistry) -> tuple[list[Backend], list[Skipp
     """Every backend that can run here, and why the others cannot."""
     usable, skipped = [], []
     for name, backend in sorted(registry.backends.items()):
-        state = backend.availability()
+        state = _availability(backend)
         if state.available:
             usable.append(backend)
         else:
             skipped.append(Skipped(what=name, reason=f"{state.reason} {state.remedy}".strip()))
     return usable, skipped
+
+
+def _availability(backend: Backend) -> Availability:
+    """One that breaks its promise never to raise is not available."""
+    try:
+        return backend.availability()
+    except Exception as error:  # noqa: BLE001 - a third party's code; its failure is the answer
+        return Availability(available=False, reason=f"Its own check failed: {type(error).__name__}: {error}.")
 
 
 def choose_targets(
