@@ -228,7 +228,7 @@ class TestWithoutRoom:
         assert len(exact.nets) == 7
         assert max(row.max_error or 0 for row in exact.nets) < 1e-5
         assert [skipped.reason for skipped in report.skipped] == [reason]
-        assert not list(home.stages_dir.glob("verify-*"))
+        assert not list(home.stages_dir.glob("*verify-*"))
 
     def test_asks_the_machine(self, source: ModelSource, home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         assert targets._no_room(source.config, home) == ""
@@ -247,6 +247,16 @@ class TestBackends:
         assert "cpu" not in [backend.name for backend in usable]
         (told,) = [one for one in skipped if one.what == "cpu"]
         assert told.reason == "No such chip. Buy one."
+
+    def test_a_check_that_breaks_is_an_answer_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = registry()
+
+        def breaks(self: Backend) -> Availability:
+            raise OSError("driver gone")
+
+        monkeypatch.setattr(type(found.backend("cpu")), "availability", breaks)
+        (told,) = [one for one in usable_backends(found)[1] if one.what == "cpu"]
+        assert "OSError: driver gone" in told.reason
 
 
 class TestRows:
