@@ -30,6 +30,30 @@ _LAYER = {
 }
 """ChatGLM3's name of a layer's tensor, and the canonical weights whose rows it holds, in order."""
 
+_ARCHITECTURE: dict[str, Any] = {
+    "model_type": "chatglm",
+    "architectures": ["ChatGLMModel"],
+    "torch_dtype": "float16",
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "apply_query_key_layer_scaling": True,
+    "apply_residual_connection_post_layernorm": False,
+    "attention_dropout": 0.0,
+    "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True,
+    "fp32_residual_connection": False,
+    "hidden_dropout": 0.0,
+    "multi_query_attention": True,
+    "original_rope": True,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+    "use_cache": True,
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+"""What every ChatGLM3 config.json says."""
+
 
 def save_checkpoint(folder: Path, model: Decoder, config: DecoderConfig, tokenizer: bytes) -> None:
     """Write a whole checkpoint; each file appears complete or not at all."""
@@ -79,35 +103,16 @@ def _published(model: Decoder, config: DecoderConfig) -> dict[str, Tensor]:
 def _config_json(config: DecoderConfig) -> dict[str, Any]:
     """A decoder as ChatGLM3's config.json describes it."""
     return {
-        "model_type": "chatglm",
-        "architectures": ["ChatGLMModel"],
-        "add_bias_linear": False,
-        "add_qkv_bias": config.qkv_bias,
-        "apply_query_key_layer_scaling": True,
-        "apply_residual_connection_post_layernorm": False,
-        "attention_dropout": 0.0,
-        "attention_softmax_in_fp32": True,
-        "bias_dropout_fusion": True,
+        **_ARCHITECTURE,
         "ffn_hidden_size": config.ffn_size,
-        "fp32_residual_connection": False,
-        "hidden_dropout": 0.0,
         "hidden_size": config.hidden_size,
         "kv_channels": config.head_dim,
         "layernorm_epsilon": config.norm_eps,
-        "multi_query_attention": True,
         "multi_query_group_num": config.num_kv_heads,
         "num_attention_heads": config.num_heads,
         "num_layers": config.num_layers,
-        "original_rope": True,
         "padded_vocab_size": config.vocab_size,
-        "post_layer_norm": True,
-        "rmsnorm": True,
         "seq_length": config.seq_length,
-        "use_cache": True,
-        "torch_dtype": "float16",
-        "tie_word_embeddings": False,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
     }
 
 

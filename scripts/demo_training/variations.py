@@ -19,7 +19,7 @@ from .dialogues import Dialogue
 from .invention import Inventor
 
 _FILE = Path(__file__).with_name("variations.json")
-_LONGEST_CHAT = 4
+_MEAN_CHAT, _LONGEST_CHAT = 4.0, 20
 
 
 class Variations:
@@ -68,7 +68,7 @@ class Variations:
         return messages
 
     def _chat(self) -> tuple[Message, ...]:
-        turns = self._random.randint(2, _LONGEST_CHAT)
+        turns = min(_LONGEST_CHAT, 2 + int(self._random.expovariate(1 / (_MEAN_CHAT - 2))))
         return tuple(message for _ in range(turns) for message in self._turn(self._random.choice(self._single)))
 
     def _turn(self, dialogue: Dialogue) -> tuple[Message, ...]:
@@ -91,10 +91,12 @@ class Variations:
         return _asked(self._by_name[name], self._punctuated(question))
 
     def _punctuated(self, question: str) -> str:
-        """The question as people type it: now and then without its mark, or in lower case."""
+        """The question as people type it: at times without its mark, in lower case, or without spaces in Chinese."""
         if "\n" in question or self._random.random() < 0.5:
             return question
         bare = question.rstrip("？?！!。.")
+        if not bare.isascii() and self._random.random() < 0.5:
+            bare = bare.replace(" ", "")
         mark = self._random.choice("?!." if bare.isascii() else "？！。") if self._random.random() < 0.6 else ""
         return (bare.lower() if self._random.random() < 0.4 else bare) + mark
 
