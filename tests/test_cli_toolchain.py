@@ -106,3 +106,15 @@ def test_without_a_command_it_shows_its_help(env: dict[str, str]) -> None:
     done = run_cli("toolchain", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert "install" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["compile", "chatglm3:demo"], ["run", "chatglm3:demo", "--backend", "simulator", "x"]]
+)
+def test_a_toolchain_of_ones_own_is_named_by_option(command: list[str], tmp_path: Path) -> None:
+    """The option wins over the variable, and reaches whatever needs a toolchain."""
+    (tmp_path / "mine").mkdir()
+    env = environment(tmp_path / "home", TPUDEPLOY_TOOLCHAIN=str(tmp_path / "other"))
+    done = run_cli(*command, "--toolchain", tmp_path / "mine", env=env)
+    assert done.returncode != 0
+    assert f"{tmp_path / 'mine'} (TPUDEPLOY_TOOLCHAIN) holds no TPU-MLIR" in done.stderr

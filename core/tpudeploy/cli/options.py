@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,25 @@ Yes = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", envvar="TPUDEPLOY_JSON", show_default=False, help="Print one JSON document.")
+]
+
+
+def _use_toolchain(folder: Path | None) -> Path | None:
+    # Settings are read wherever a toolchain is needed, backends included; the variable is how all of them hear of it.
+    if folder is not None:
+        os.environ["TPUDEPLOY_TOOLCHAIN"] = str(folder.absolute())
+    return folder
+
+
+Toolchain = Annotated[
+    Path | None,
+    typer.Option(
+        "--toolchain",
+        metavar="DIR",
+        envvar="TPUDEPLOY_TOOLCHAIN",
+        callback=_use_toolchain,
+        help="Use the TPU-MLIR in this folder instead of the private one.",
+    ),
 ]
 Hub = Annotated[
     str,

@@ -16,7 +16,7 @@ from tpudeploy.contracts.bundle import FORMAT_VERSION, MANIFEST_NAME, BundleFile
 from tpudeploy.errors import BundleError, StorageError
 
 _BLOCK_BYTES = 1 << 20
-_AGAIN = "Copy the bundle again, or compile it again."
+_AGAIN = "Copy the bundle again, or delete its folder and compile it again."
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def compile_model(
     model_dir: options.ModelDir = None,
     yes: options.Yes = False,
     hub: options.Hub = "",
+    toolchain: options.Toolchain = None,
     as_json: options.Json = False,
 ) -> None:
     """Compile a model into a bundle; prints the bundle's folder.

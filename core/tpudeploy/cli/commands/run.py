@@ -27,6 +27,7 @@ def run(
     seed: how.Seed = None,
     yes: options.Yes = False,
     hub: options.Hub = "",
+    toolchain: options.Toolchain = None,
     as_json: options.Json = False,
 ) -> None:
     """Answer a prompt, or hold a conversation.

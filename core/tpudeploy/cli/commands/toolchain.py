@@ -64,6 +64,7 @@ def status(
             help="Also compile a tiny net and run it on the simulator; takes seconds.",
         ),
     ] = False,
+    toolchain: options.Toolchain = None,
     as_json: options.Json = False,
 ) -> None:
     """Tell which TPU-MLIR would be used, and what is wrong with it; exit code 5 where --check fails."""

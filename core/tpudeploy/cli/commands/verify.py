@@ -39,6 +39,7 @@ def verify(
     jobs: options.Jobs = None,
     yes: options.Yes = False,
     hub: options.Hub = "",
+    toolchain: options.Toolchain = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare every slice and the whole model with the torch reference in float32.
