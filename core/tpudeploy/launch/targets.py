@@ -27,6 +27,7 @@ from tpudeploy.launch.weights import require_weights
 from tpudeploy.plugins import PluginRegistry
 from tpudeploy.runtime.bundle_store import Bundle, open_bundle
 from tpudeploy.runtime.engine import open_engine
+from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.settings import Settings
 
 
@@ -75,7 +76,7 @@ def open_target(request: LaunchRequest, settings: Settings, registry: PluginRegi
     if request.bundle is not None:
         choose_backend(registry, request.backend)  # a wrong name is told before gigabytes are read
         request = request.model_copy(update={"bundle": find_bundle(request.bundle, settings)})
-        return BundleTarget.open(request, registry)
+        return BundleTarget.open(request, settings, registry)
     return CheckpointTarget.open(request, settings, registry)
 
 
@@ -105,11 +106,11 @@ class BundleTarget(Target):
     bundle: Bundle
 
     @classmethod
-    def open(cls, request: LaunchRequest, registry: PluginRegistry) -> BundleTarget:
+    def open(cls, request: LaunchRequest, settings: Settings, registry: PluginRegistry) -> BundleTarget:
         """Check a bundle against its digests, and against the rest of the request."""
         if request.bundle is None:
             raise UsageError("no bundle was named.")
-        bundle = open_bundle(request.bundle)
+        bundle = open_bundle(request.bundle, verified=_verified(request, settings))
         check_agreement(
             bundle.folder, bundle.manifest, model=request.model, quant=request.quant, seq_length=request.seq_length
         )
@@ -161,7 +162,8 @@ class CheckpointTarget(Target):
             max_new_tokens=max_new_tokens,
         )
         folder = self._build(seq_length, progress)
-        return load_bundle(open_bundle(folder), self.registry, self.request.backend, self.request.devices)
+        bundle = open_bundle(folder, verified=_verified(self.request, self.settings))
+        return load_bundle(bundle, self.registry, self.request.backend, self.request.devices)
 
     def _build(self, seq_length: int, progress: Progress) -> Path:
         require_export_packages()
@@ -183,6 +185,10 @@ class CheckpointTarget(Target):
         needed = model_requirement(self.source.title, plan.net_set, plan.scheme)
         require_room(needed, backend, devices)
         return build(plan, self.settings, self.registry, progress, force=self.request.force).folder
+
+
+def _verified(request: LaunchRequest, settings: Settings) -> VerifiedFiles:
+    return VerifiedFiles(settings.home, reread=request.verify_files)
 
 
 def bundle_text(bundle: Bundle, registry: PluginRegistry) -> TextTools | None:
