@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,10 +208,13 @@ def load_bundle(bundle: Bundle, registry: PluginRegistry, backend: str, devices:
     :raises BundleError: the backend does not run such bundles, or the net set cannot run.
     :raises BackendError: the backend or a device is not available, or has no room: then nothing was loaded.
     """
+    started = time.perf_counter()
     chosen = choose_backend(registry, backend, bundle.manifest.format)
     text = bundle_text(bundle, registry)
     chips = bundle.manifest.nets.chips
     if len(devices) in (0, chips):  # another number is told by the engine
         devices = choose_devices(chosen, devices, chips)
         require_room(bundle_requirement(bundle.folder, bundle.manifest, chosen), chosen, devices)
-    return LoadedModel(identity_of(bundle), chosen, open_engine(bundle, chosen, devices=devices), text)
+    engine = open_engine(bundle, chosen, devices=devices)
+    load_s = time.perf_counter() - started
+    return LoadedModel(identity_of(bundle), chosen, engine, text, tuple(devices), load_s)
