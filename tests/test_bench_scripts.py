@@ -37,9 +37,7 @@ def test_host_cost_of_a_token() -> None:
 
 def test_a_start_reads_a_bundle_once(tmp_path: Path) -> None:
     said = run("bench_load.py", "--size-mb", "20", "--folder", str(tmp_path))
-    times = {
-        match[1].strip(): float(match[2]) for match in re.finditer(r"^(.*?)\s+\S+ MB\s+(\S+) x bundle", said, re.M)
-    }
+    lines = re.findall(r"^(.*?)\s+\S+ MB\s+(\S+) x bundle", said, re.M)
     # What Python itself reads is little even beside so small a bundle.
     assert {what: round(float(ratio), 1) for what, ratio in lines} == {
         "the runtime alone": 1.0,
