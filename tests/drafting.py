@@ -70,7 +70,7 @@ class TableEngine(TokenEngine):
     def vocab_size(self) -> int:
         return len(self._logits(()))
 
-    def reuse(self, ids: Sequence[int]) -> int:
+    def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
         same = next((i for i, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), len(self.held))
         kept = min(same, len(ids) - 1)
         del self.held[kept:]

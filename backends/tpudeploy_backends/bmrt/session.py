@@ -47,11 +47,10 @@ class BmrtBoundNet(BoundNet):
     ) -> None:
         self._name = net.name
         self._device = device
-        self._dynamic = dynamic
         self._inputs = {spec.name: inputs[spec.name] for spec in net.inputs}
         self._outputs = {spec.name: outputs[spec.name] for spec in net.outputs}
-        self._input_tensors = _tensors(self._inputs, dynamic)
-        self._output_tensors = _tensors(self._outputs, dynamic)
+        self._input_tensors, self._input_places = _tensors(self._inputs, dynamic)
+        self._output_tensors, self._output_places = _tensors(self._outputs, dynamic)
         self._launch = library.runtime.bmrt_launch_tensor_ex
         self._arguments = (
             device.runtime,
@@ -74,35 +73,40 @@ class BmrtBoundNet(BoundNet):
     def move_output(self, name: str, offset_bytes: int) -> None:
         """See :meth:`BoundNet.move_output`."""
         check_move(self._name, self._outputs, name, offset_bytes)
-        _move(self._outputs, self._output_tensors, name, offset_bytes, self._dynamic)
+        self._output_places[name].move(offset_bytes)
 
     def move_input(self, name: str, offset_bytes: int) -> None:
         """See :meth:`BoundNet.move_input`."""
         check_move(self._name, self._inputs, name, offset_bytes)
-        _move(self._inputs, self._input_tensors, name, offset_bytes, self._dynamic)
+        self._input_places[name].move(offset_bytes)
 
 
-def _tensors(views: Mapping[str, TensorView], dynamic: bool) -> ctypes.Array[Tensor]:
-    array = (Tensor * len(views))()
-    for tensor, view in zip(array, views.values(), strict=True):
+class _Place:
+    """Where a tensor lies, as the library is told."""
+
+    def __init__(self, tensor: Tensor, view: TensorView, dynamic: bool) -> None:
+        buffer = own_buffer(view.buffer)
+        tensor.device_mem = buffer.memory
+        self._memory = tensor.device_mem  # the array's own, not a copy
+        self._base = buffer.memory.device_addr
+        # For a dynamic net the runtime asks for memory of its largest shape, and ends the process where there is less.
+        self._end_bytes = buffer.size_bytes if dynamic else None
+        self._memory.size = view.size_bytes
+        self.move(view.offset_bytes)
+
+    def move(self, offset_bytes: int) -> None:
+        self._memory.device_addr = self._base + offset_bytes
+        if self._end_bytes is not None:
+            self._memory.size = self._end_bytes - offset_bytes
+
+
+def _tensors(views: Mapping[str, TensorView], dynamic: bool) -> tuple[ctypes.Array[Tensor], dict[str, _Place]]:
+    array, places = (Tensor * len(views))(), {}
+    for tensor, (name, view) in zip(array, views.items(), strict=True):
         tensor.dtype = DATA_TYPES[view.dtype]
         tensor.shape = Shape(len(view.shape), tuple(view.shape))
-        tensor.device_mem = own_buffer(view.buffer).memory
-        _place(tensor, view, view.offset_bytes, dynamic)
-    return array
-
-
-def _place(tensor: Tensor, view: TensorView, offset_bytes: int, dynamic: bool) -> None:
-    buffer = own_buffer(view.buffer)
-    tensor.device_mem.device_addr = buffer.memory.device_addr + offset_bytes
-    # For a dynamic net the runtime asks for memory of its largest shape, and ends the process where there is less.
-    tensor.device_mem.size = buffer.size_bytes - offset_bytes if dynamic else view.size_bytes
-
-
-def _move(
-    views: Mapping[str, TensorView], tensors: ctypes.Array[Tensor], name: str, offset_bytes: int, dynamic: bool
-) -> None:
-    _place(tensors[list(views).index(name)], views[name], offset_bytes, dynamic)
+        places[name] = _Place(tensor, view, dynamic)
+    return array, places
 
 
 def _nothing() -> None:

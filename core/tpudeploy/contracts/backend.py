@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -124,7 +125,7 @@ class TensorView:
     dtype: DType
     offset_bytes: int = 0
 
-    @property
+    @cached_property  # asked for at every move
     def size_bytes(self) -> int:
         """Bytes that it covers."""
         count = 1

@@ -33,9 +33,9 @@ class TokenEngine(ABC):
         return True
 
     @property
-    @abstractmethod
-    def revision(self) -> int:
-        """Another number after every change of which tokens the cache holds, whoever made it."""
+    def revision(self) -> int | None:
+        """Another number after every change of which tokens the cache holds, whoever made it; None: it is not told."""
+        return None
 
     @abstractmethod
     def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:

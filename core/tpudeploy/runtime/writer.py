@@ -80,7 +80,8 @@ class Writer:
         """
         before = len(self._ids)
         # What nobody touched since is not compared again: for each token, the whole sequence so far would be.
-        known = before if self._engine.revision == self._revision else 0
+        revision = self._engine.revision
+        known = before if revision is not None and revision == self._revision else 0
         start = self._engine.reuse(self._ids, known=known)
         first = self.reused is None
         if self.reused is None:
