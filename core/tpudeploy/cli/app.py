@@ -11,6 +11,7 @@ from tpudeploy.cli.commands import (
     bundle,
     compile_model,
     doctor,
+    estimate,
     export,
     list_models,
     plugins,
@@ -58,6 +59,7 @@ app.command("list-models")(list_models.list_models)
 app.command("list", hidden=True)(list_models.list_models)  # what users of other tools type
 app.command("show")(show.show)
 app.command("run")(run.run)
+app.command("estimate")(estimate.estimate)
 app.command("export")(export.export)
 app.command("compile")(compile_model.compile_model)
 app.command("pull")(pull.pull)
