@@ -65,7 +65,7 @@ def _axis(end: float, step: float, height: int) -> Iterator[str]:
     for tick in range(ticks + 1):
         x = _share(tick * step, end)
         anchor = "start" if tick == 0 else "end" if tick == ticks else "middle"
-        text = f"{tick * step:g} ms" if tick == ticks else f"{tick * step:g}"
+        text = f"{tick * step:g}" if tick else "0 ms"
         yield f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{height + 6}"/>'
         yield f'<text class="tick" x="{x}" y="{height + 22}" text-anchor="{anchor}">{text}</text>'
 

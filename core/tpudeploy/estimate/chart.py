@@ -28,7 +28,8 @@ body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sa
   margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } p, figcaption { color: var(--faint); }
 figure { margin: 0; } svg { display: block; overflow: visible; font: 14px system-ui, sans-serif; }
-svg text { fill: var(--text); } svg .tick { fill: var(--faint); font-size: 12px; }
+svg text { fill: var(--text); paint-order: stroke; stroke: var(--page); stroke-width: 4px; }
+svg .tick { fill: var(--faint); font-size: 12px; }
 svg .grid { stroke: var(--grid); } svg .limit { stroke: var(--text); stroke-width: 2; stroke-dasharray: 4 3; }
 .embedding { fill: var(--embedding); } .layers { fill: var(--layers); } .head { fill: var(--head); }
 .exchanges { fill: var(--exchanges); } .host { fill: var(--host); }

@@ -20,6 +20,7 @@ class ChipModel(Value):
     :param scales: scales and zero points, small transfers.
     :param history: keys and values of the cache.
     :param activations: what passes between the operators of a net, through device memory where it is too large.
+    :param scores: attention scores, most of which stay in the chip.
     :param half_operations: matrix products in 16 bits; ``full_operations`` in 32.
     :param overhead_s: of a block net for one token: what is neither loaded nor computed, above all waiting.
     :param tokens_overhead_s: of one for more tokens, which are multiplied in another way.
@@ -34,6 +35,7 @@ class ChipModel(Value):
     scales: float = 22e9
     history: float = 25e9
     activations: float = 20e9
+    scores: float = 40e9
     half_operations: float = 16e12
     full_operations: float = 2e12
     overhead_s: float = 0.03e-3

@@ -10,7 +10,7 @@ from tpudeploy.contracts.bundle import CompilerInfo
 from tpudeploy.contracts.net import NetSet, NetSpec
 from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.estimate.chip import BM1684X, CYCLES_PER_S, ChipModel
-from tpudeploy.estimate.roofline import load_s, products_s, roofline_s
+from tpudeploy.estimate.roofline import between_s, load_s, products_s, roofline_s
 from tpudeploy.estimate.work import Work, net_work
 
 
@@ -67,9 +67,9 @@ def _cost(net: NetSpec, nets: NetSet, scheme: QuantScheme, compiler: CompilerInf
     modelled = NetCost(
         source=Source.ROOFLINE,
         seconds=roofline_s(net, work, nets.config, scheme.activation, chip),
-        dma_s=load_s(work, chip) + work.activation_bytes / chip.activations,
+        dma_s=load_s(work, chip) + between_s(work, chip),
         arithmetic_s=products_s(work, scheme.activation, chip),
-        moved_bytes=work.needed_bytes + work.activation_bytes,
+        moved_bytes=work.needed_bytes + work.activation_bytes + work.score_bytes,
         work=work,
     )
     cycles = compiler.cycles.get(net.name) if compiler else None

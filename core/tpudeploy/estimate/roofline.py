@@ -26,13 +26,18 @@ def products_s(work: Work, activation: DType, chip: ChipModel = BM1684X) -> floa
     return work.operations / chip.operations(activation)
 
 
+def between_s(work: Work, chip: ChipModel = BM1684X) -> float:
+    """Seconds in which operators of a net pass their results on."""
+    return work.activation_bytes / chip.activations + work.score_bytes / chip.scores
+
+
 def roofline_s(net: NetSpec, work: Work, config: DecoderConfig, activation: DType, chip: ChipModel = BM1684X) -> float:
     """Seconds of one launch.
 
     :param config: the decoder with its patches applied: how its rotary embedding is written matters.
     :param activation: element type of activations on the chip.
     """
-    seconds = max(load_s(work, chip), products_s(work, activation, chip)) + work.activation_bytes / chip.activations
+    seconds = max(load_s(work, chip), products_s(work, activation, chip)) + between_s(work, chip)
     if not net.kind.is_block:
         return seconds
     tokens = net.stage.new_tokens

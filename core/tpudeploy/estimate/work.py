@@ -22,6 +22,7 @@ class Work(Value):
     :param scale_bytes: scales and zero points.
     :param history_bytes: keys and values that are read from the cache.
     :param activation_bytes: what operators pass to each other, were each result written once.
+    :param score_bytes: the same of attention scores.
     :param operations: of matrix products; a multiplication with its addition counts as two.
     """
 
@@ -29,6 +30,7 @@ class Work(Value):
     scale_bytes: int = 0
     history_bytes: int = 0
     activation_bytes: int = 0
+    score_bytes: int = 0
     operations: int = 0
 
     @property
@@ -80,7 +82,8 @@ def _block(net: NetSpec, config: DecoderConfig, scheme: QuantScheme) -> Work:
         weight_bytes=weights + plain * width,
         scale_bytes=scales,
         history_bytes=history,
-        activation_bytes=new * (states + scores) * width,
+        activation_bytes=new * states * width,
+        score_bytes=new * scores * width,
         # Scores and their sums over values: each query element meets each key, and each value, once.
         operations=2 * new * linear + 4 * new * scores * config.head_dim,
     )
