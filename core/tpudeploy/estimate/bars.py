@@ -9,6 +9,8 @@ from html import escape
 
 _ROW, _BAR, _AXIS = 52, 22, 28
 _MOST_TICKS = 5
+_LEAST_MS = 1e-6
+"""A cycle: an axis has a length even where nothing takes time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def draw_bars(bars: Sequence[Bar], *, what: str) -> str:
 
     :param what: what they show, for people who do not see it.
     """
-    longest = max((max(bar.total_ms, bar.limit_ms or 0.0) for bar in bars), default=0.0) or 1.0
+    longest = max([_LEAST_MS, *(bar.total_ms for bar in bars), *(bar.limit_ms or 0.0 for bar in bars)])
     step = _step(longest)
     end = step * math.ceil(longest / step)
     height = _ROW * len(bars)
