@@ -70,9 +70,13 @@ MEASURED = (
     *_blocks("f16", {"1x512": 7.095, "128x512": 11.530, "512x0": 24.896}),
     Measured("f16", NetKind.LM_HEAD, _ONE, 9.198),
     *_blocks(
-        "int8", {"1x512": 4.015, "8x512": 4.439, "64x512": 4.618, "128x512": 5.244, "256x512": 9.149, "512x0": 17.534}
+        "int8",
+        {"1x512": 4.015, "8x512": 4.439, "16x512": 4.337, "64x512": 4.618, "128x512": 5.244, "256x512": 9.149}
+        | {"512x0": 17.534},
     ),
     Measured("int8", NetKind.LM_HEAD, _ONE, 5.173),
+    Measured("int8", NetKind.LM_HEAD, Stage(new_tokens=8, cache_length=0), 5.198),
+    Measured("int8", NetKind.LM_HEAD, Stage(new_tokens=16, cache_length=0), 5.228),
     *_blocks(
         "int4",
         {"1x512": 2.133, "8x512": 2.562, "128x512": 4.531, "256x512": 8.766, "512x0": 16.868}
@@ -117,7 +121,9 @@ def modelled_ms(row: Measured) -> float:
     length = max(row.stage.cache_length, row.stage.new_tokens)
     whole = Stage(new_tokens=1, cache_length=length)
     prefill = (row.stage, whole) if row.kind in (NetKind.PREFILL, NetKind.PREFILL_FIRST) else (whole,)
-    nets = plan_nets(config, NetPlan(seq_length=length, prefill=prefill), scheme.activation)
+    several = row.kind is NetKind.LM_HEAD and length > 1
+    verify = (Stage(new_tokens=length, cache_length=length),) if several else ()
+    nets = plan_nets(config, NetPlan(seq_length=length, prefill=prefill, verify=verify), scheme.activation)
     nets = split_nets(nets, row.chips, Split.TENSOR)
     costs = net_costs(nets, scheme)
     return costs[_same(nets, row).name].seconds * 1e3
