@@ -24,7 +24,7 @@ from tpudeploy.contracts.quant import QuantMode, QuantScheme, resolve_quant
 from tpudeploy.errors import SequenceTooLongError, UsageError
 from tpudeploy.estimate.bars import Bar, draw_bars
 from tpudeploy.estimate.chart import draw_chart
-from tpudeploy.estimate.chip import BM1684X
+from tpudeploy.estimate.chip import BM1684X, CYCLES_PER_S
 from tpudeploy.estimate.costs import Source, net_costs
 from tpudeploy.estimate.model import estimate
 from tpudeploy.estimate.passes import Passes, Times
@@ -37,6 +37,7 @@ from tpudeploy.runtime.engine import Engine
 torch.set_num_threads(1)
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "estimate_tables.py"
 SEQ = 320
+INT8 = resolve_quant(QuantMode.INT8, DType.F16)
 MODES = [QuantMode.F16, QuantMode.INT8, QuantMode.INT4]
 
 
@@ -44,7 +45,7 @@ def stages(*pairs: tuple[int, int]) -> tuple[Stage, ...]:
     return tuple(Stage(new_tokens=new, cache_length=cache) for new, cache in pairs)
 
 
-PLAIN = NetPlan(prefill=stages((128, 512)))
+PLAIN = NetPlan(prefill=stages((128, 512)), verify=())
 CHECKING = NetPlan(prefill=stages((128, 512)), verify=stages((8, 512)))
 
 
@@ -85,8 +86,13 @@ MANY = NetPlan(
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
+    """An engine whose bundle says what each net costs, as compiled ones do: it may choose passes by that."""
     decoder = random_decoder(tiny_config(seq_length=SEQ))
-    return Engine(TorchSession(make_manifest(plan_nets(decoder.config, MANY, DType.F32)), decoder))
+    manifest = make_manifest(plan_nets(decoder.config, MANY, DType.F32))
+    costs = net_costs(manifest.nets, INT8)
+    cycles = {name: round(cost.seconds * CYCLES_PER_S) for name, cost in costs.items()}
+    compiler = CompilerInfo(name="modelled", version="1", cycles=cycles)
+    return Engine(TorchSession(manifest.model_copy(update={"compiler": compiler}), decoder))
 
 
 @settings(max_examples=15, deadline=None)
@@ -102,7 +108,7 @@ def test_the_nets_that_are_counted_are_those_that_the_engine_launches(
         engine.forward([1] * cached, rows=0)
     session.launched.clear()
     engine.forward([2] * count)
-    passes = Passes.of(engine.nets, net_costs(engine.nets, resolve_quant(QuantMode.INT8, DType.F16)))
+    passes = Passes.of(engine.nets, net_costs(engine.nets, INT8, session.manifest.compiler))
     taken = list(passes.plan(cached, count))
     counted = [passes.launched(stage, rows=int(stage is taken[-1])) for stage in taken[:-1]]
     counted.append(passes.launched(taken[-1], rows=1))
@@ -210,7 +216,7 @@ def test_speculation_breaks_even_where_a_pass_gives_what_it_costs() -> None:
 
 
 def test_longer_conversations_take_the_stage_that_holds_them() -> None:
-    plan = NetPlan(seq_length=2048, prefill=stages((128, 2048)), decode_cache_lengths=(512, 2048))
+    plan = NetPlan(seq_length=2048, prefill=stages((128, 2048)), decode_cache_lengths=(512, 2048), verify=())
     nets, scheme = wide(plan=plan)
     found = of(nets, scheme, contexts=(1, 513, 514, 2048), prompts=(1, 2048))
     assert [token.stage for token in found.contexts] == ["1x512", "1x512", "1x2048", "1x2048"]
