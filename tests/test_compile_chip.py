@@ -72,7 +72,10 @@ def test_every_quantization_compiles(module_home: Settings, checkpoint: Path, qu
     manifest = manifest_of(built)
     assert manifest.quant.mode is quant
     assert set(manifest.net_files) == {net.name for net in manifest.nets.nets}
-    assert manifest.compiler.cycles["block_cache_0"] > 0
+    profiles = manifest.compiler.profiles
+    assert set(profiles) == {net.pattern for net in manifest.nets.nets}
+    assert manifest.compiler.cycles["block_cache_1"] == profiles["block_cache_i"].total_cycles > 0
+    assert profiles["block_cache_i"].total_cycles >= profiles["block_cache_i"].dma_cycles > 0
     assert {event.stage for event in events} >= {"transform", "deploy", "slice", "bundle"}
     assert events[-1].done == events[-1].total == 4
     again = build_bundle(chip_plan(checkpoint, quant), module_home)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.compile.chip_nets import ChipCompiler
 from tpudeploy.compile.plan import COMPILE_CODE, BuildPlan
+from tpudeploy.compile.profile import read_profile
 from tpudeploy.compile.slice_builder import (
     BuiltSlice,
     SliceBuilder,
@@ -79,9 +79,10 @@ class ChipSliceBuilder(SliceBuilder):
                     self._deploy(deploys[net.name], net, templates[net.name], exported, report) for net in part.nets
                 ]
             self.chip.combine([piece / "net.bmodel" for piece in pieces], folder / _SLICE_NAME, what=part.name)
-            cycles = {net: n for piece in pieces for net, n in json.loads((piece / "cycles.json").read_text()).items()}
+            told = {net.name: read_profile(piece) for net, piece in zip(part.nets, pieces, strict=True)}
+            profiles = {name: profile for name, profile in told.items() if profile is not None}
             names = {net.name: _SLICE_NAME for net in part.nets}
-            write_record(folder, SliceRecord(net_files=names, checks=exported.checks, cycles=cycles))
+            write_record(folder, SliceRecord(net_files=names, checks=exported.checks, profiles=profiles))
 
         folder, reused = self.chip.store.run(key, produce, what=part.name)
         if not self.plan.options.keep_intermediate:

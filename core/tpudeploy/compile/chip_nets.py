@@ -7,7 +7,6 @@ arrays of the weight file, and random numbers, unlike real ones, never happen to
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tpudeploy.compile.profile import PROFILE_NAME, write_profile
 from tpudeploy.compile.store import StageStore, stage_key
 from tpudeploy.compile.toolchain import Toolchain, run_tool
 from tpudeploy.contracts.base import digest_json
@@ -28,7 +28,6 @@ from tpudeploy.graph.weight_file import write_weight_file
 
 TEMPLATE_NAME = "template"
 CHIP = "bm1684x"
-_CYCLES = re.compile(r"total_cycle:(\d+)")
 _CODE = ("compile", "graph")
 
 
@@ -84,8 +83,8 @@ class ChipCompiler:
             arguments = ["--mlir", f"{net.name}.mlir", "--quantize", self.scheme.vendor_name, *group]
             arguments += ["--quant_input", "--quant_output", "--chip", CHIP, "--model", "net.bmodel"]
             self._run("model_deploy", arguments, folder, f"deploy-{net.name}")
-            write_cycles(folder, net.name)
-            _keep_only(folder, "net.bmodel", "cycles.json")
+            write_profile(folder)
+            _keep_only(folder, "net.bmodel", PROFILE_NAME)
 
         return self.store.run(key, produce, what=net.name)
 
@@ -120,14 +119,6 @@ def _instantiate(template: Path, name: str, weight_path: Path, folder: Path) -> 
         raise CompileError(f"the compiler's text for {name} is not as expected: {template}.")
     (folder / f"{name}.mlir").write_text(text)
     (folder / weight_path.name).symlink_to(weight_path)
-
-
-def write_cycles(folder: Path, name: str) -> None:
-    """Keep the compiler's modelled cycles of a net as ``cycles.json``: ``{name: cycles}``."""
-    profile = folder / "compiler_profile_0.txt"
-    found = _CYCLES.findall(profile.read_text(errors="replace")) if profile.is_file() else []
-    cycles = {name: sum(int(number) for number in found)} if found else {}
-    (folder / "cycles.json").write_text(json.dumps(cycles))
 
 
 def _keep_only(folder: Path, *names: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.compile.workers import Report
 from tpudeploy.contracts.base import Value
-from tpudeploy.contracts.bundle import CompilerInfo
+from tpudeploy.contracts.bundle import CompilerInfo, NetProfile
 from tpudeploy.contracts.progress import StageEvent, Status
 from tpudeploy.contracts.slices import Slice, SliceCheck
 
@@ -24,12 +24,12 @@ class SliceRecord(Value):
     """What is known of a built slice beside its files.
 
     :param net_files: net name -> file within the slice's folder.
-    :param cycles: modelled chip cycles of each net.
+    :param profiles: what the compiler's model of the chip says of each net.
     """
 
     net_files: dict[str, str]
     checks: tuple[SliceCheck, ...]
-    cycles: dict[str, int] = Field(default_factory=dict)
+    profiles: dict[str, NetProfile] = Field(default_factory=dict)
 
 
 class BuiltSlice(Value):
@@ -50,9 +50,9 @@ class BuiltSlice(Value):
         return self.record.checks
 
     @property
-    def cycles(self) -> dict[str, int]:
-        """Modelled chip cycles of each net, where the compiler reports them."""
-        return self.record.cycles
+    def profiles(self) -> dict[str, NetProfile]:
+        """What the compiler's model of the chip says of each net, where there is one."""
+        return self.record.profiles
 
 
 class SliceBuilder(ABC):

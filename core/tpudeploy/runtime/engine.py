@@ -19,6 +19,7 @@ from tpudeploy.runtime.bundle_store import Bundle
 from tpudeploy.runtime.head import Head
 from tpudeploy.runtime.hidden import HiddenStates, PartialSums
 from tpudeploy.runtime.kv_cache import KvCache
+from tpudeploy.runtime.pass_choice import choose_stage
 from tpudeploy.runtime.passes import Pass
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -98,14 +99,9 @@ class Engine(TokenEngine):
         self.cache.clear()
 
     def _choose(self, count: int) -> Pass:
-        """The smallest pass that takes ``count`` tokens over the present cache, or else the largest."""
-        cached = self.cache.length
-        able = [step for step in self._passes if step.stage.cache_length >= cached]
-        for step in able:
-            if step.stage.new_tokens >= count:
-                return step
-        most = able[-1].stage.new_tokens
-        return next(step for step in able if step.stage.new_tokens == most)
+        """The pass that takes the next of ``count`` tokens over the present cache."""
+        stage = choose_stage([step.stage for step in self._passes], self.cache.length, count)
+        return next(step for step in self._passes if step.stage == stage)
 
     def _finish(self, step: Pass, first: int, stop: int) -> list[Array]:
         """Wait for a pass; logits of its rows from ``first`` to ``stop``, by one launch where a head is that large."""
