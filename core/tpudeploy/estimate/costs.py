@@ -66,7 +66,7 @@ def _cost(net: NetSpec, nets: NetSet, scheme: QuantScheme, compiler: CompilerInf
     work = net_work(net, nets, scheme)
     modelled = NetCost(
         source=Source.ROOFLINE,
-        seconds=roofline_s(net, work, nets.config, scheme.activation, chip),
+        seconds=roofline_s(net, work, nets.config, scheme, chip),
         dma_s=load_s(work, chip) + between_s(work, chip),
         arithmetic_s=products_s(work, scheme.activation, chip),
         moved_bytes=work.needed_bytes + work.activation_bytes + work.score_bytes,

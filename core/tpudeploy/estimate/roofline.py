@@ -1,9 +1,10 @@
 """How long a net takes, from its shapes alone.
 
-A net loads its weights and computes its matrix products at once, so the longer of the two counts; what it passes from
-operator to operator comes on top, and so does a fixed overhead::
+A net of quantized weights loads them and computes its matrix products at once, so the longer of the two counts; one of
+16-bit weights does one after the other, as the compiler schedules it. What passes between operators comes on top,
+and so does a fixed overhead::
 
-    seconds = max(load, products) + activations + overhead
+    seconds = max(load, products) + between + overhead
     load = weights / rate + scales / rate + cache / rate
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from tpudeploy.contracts.decoder import DecoderConfig, RopeLayout
 from tpudeploy.contracts.dtypes import DType
 from tpudeploy.contracts.net import LayerPart, NetSpec
+from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.estimate.chip import BM1684X, ChipModel
 from tpudeploy.estimate.work import Work
 
@@ -31,13 +33,16 @@ def between_s(work: Work, chip: ChipModel = BM1684X) -> float:
     return work.activation_bytes / chip.activations + work.score_bytes / chip.scores
 
 
-def roofline_s(net: NetSpec, work: Work, config: DecoderConfig, activation: DType, chip: ChipModel = BM1684X) -> float:
+def roofline_s(
+    net: NetSpec, work: Work, config: DecoderConfig, scheme: QuantScheme, chip: ChipModel = BM1684X
+) -> float:
     """Seconds of one launch.
 
     :param config: the decoder with its patches applied: how its rotary embedding is written matters.
-    :param activation: element type of activations on the chip.
+    :param scheme: how weights and activations are stored on the chip.
     """
-    seconds = max(load_s(work, chip), products_s(work, activation, chip)) + between_s(work, chip)
+    load, products = load_s(work, chip), products_s(work, scheme.activation, chip)
+    seconds = (max(load, products) if scheme.group_size else load + products) + between_s(work, chip)
     if not net.kind.is_block:
         return seconds
     tokens = net.stage.new_tokens
