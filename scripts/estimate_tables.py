@@ -50,12 +50,19 @@ class Measured:
     interleaved: bool = False
 
 
-def _blocks(quant: str, rows: dict[str, float], *, interleaved: bool = False) -> Iterator[Measured]:
+def _blocks(
+    quant: str,
+    rows: dict[str, float],
+    *,
+    part: LayerPart = LayerPart.WHOLE,
+    chips: int = 1,
+    interleaved: bool = False,
+) -> Iterator[Measured]:
     for stage, ms in rows.items():
         new, cache = map(int, stage.split("x"))
         kind = NetKind.DECODE if new == 1 else NetKind.PREFILL if cache else NetKind.PREFILL_FIRST
         found = Stage(new_tokens=new, cache_length=cache)
-        yield Measured(quant, kind, found, ms, interleaved=interleaved)
+        yield Measured(quant, kind, found, ms, part, chips, interleaved)
 
 
 _ONE = Stage(new_tokens=1, cache_length=0)
@@ -72,6 +79,9 @@ MEASURED = (
         | {"1x2048": 2.199, "1x8192": 2.444, "128x2048": 4.905, "64x8192": 3.958},
     ),
     Measured("int4", NetKind.LM_HEAD, _ONE, 2.711),
+    *_blocks("int8", {"1x512": 0.404, "128x512": 0.797}, part=LayerPart.ATTENTION, chips=2),
+    *_blocks("int8", {"1x512": 1.647, "128x512": 2.110}, part=LayerPart.FFN, chips=2),
+    Measured("int8", NetKind.LM_HEAD, _ONE, 2.588, chips=2),
     *_blocks("int8", {"64x512": 5.348, "128x512": 6.698, "256x512": 14.735, "512x0": 28.707}, interleaved=True),
     *_blocks("int4", {"512x0": 28.040}, interleaved=True),
 )

@@ -9,6 +9,8 @@ from html import escape
 
 _ROW, _BAR, _AXIS = 52, 22, 28
 _MOST_TICKS = 5
+_LEAST_MS = 1e-6
+"""A cycle: an axis has a length even where nothing takes time."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class Bar:
 
 
 def draw_bars(bars: Sequence[Bar], *, what: str) -> str:
-    """An ``<svg>`` of bars on one axis of milliseconds.
+    """An ``<svg>`` of bars on one axis of time.
 
     :param what: what they show, for people who do not see it.
     """
-    longest = max((max(bar.total_ms, bar.limit_ms or 0.0) for bar in bars), default=0.0) or 1.0
+    longest = max([_LEAST_MS, *(bar.total_ms for bar in bars), *(bar.limit_ms or 0.0 for bar in bars)])
     step = _step(longest)
     end = step * math.ceil(longest / step)
     height = _ROW * len(bars)
@@ -57,15 +59,16 @@ def _bar(bar: Bar, top: int, end: float) -> Iterator[str]:
     if bar.limit_ms is not None:
         x = _share(bar.limit_ms, end)
         title = f"<title>the limit of the bandwidth: {bar.limit_ms:.2f} ms</title>"
-        yield f'<line class="limit" x1="{x}" x2="{x}" y1="{top + 21}" y2="{top + 29 + _BAR}">{title}</line>'
+        yield f'<line class="limit" x1="{x}" x2="{x}" y1="{top + 23}" y2="{top + 29 + _BAR}">{title}</line>'
 
 
 def _axis(end: float, step: float, height: int) -> Iterator[str]:
     ticks = round(end / step)
+    unit, name = (1000, "s") if end >= 1000 else (1, "ms")
     for tick in range(ticks + 1):
         x = _share(tick * step, end)
         anchor = "start" if tick == 0 else "end" if tick == ticks else "middle"
-        text = f"{tick * step:g}" if tick else "0 ms"
+        text = f"{tick * step / unit:g}" if tick else f"0 {name}"
         yield f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{height + 6}"/>'
         yield f'<text class="tick" x="{x}" y="{height + 22}" text-anchor="{anchor}">{text}</text>'
 

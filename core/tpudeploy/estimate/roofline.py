@@ -46,12 +46,14 @@ def roofline_s(
     if not net.kind.is_block:
         return seconds
     tokens = net.stage.new_tokens
-    seconds += _share(net) * (chip.overhead_s if tokens == 1 else chip.tokens_overhead_s)
+    seconds += _overhead_s(net, chip)
     if config.form.rope_layout is RopeLayout.INTERLEAVED and net.part is not LayerPart.FFN:
         seconds += tokens * chip.interleaved_s * (1 if tokens <= chip.interleaved_tokens else 2)
     return seconds
 
 
-def _share(net: NetSpec) -> float:
-    """Of a layer's overhead: half of it where two nets compute the layer."""
-    return 1.0 if net.part is LayerPart.WHOLE else 0.5
+def _overhead_s(net: NetSpec, chip: ChipModel) -> float:
+    """Of a layer's overhead what the net's part has: for one token all of it lies in attention and its cache."""
+    if net.stage.new_tokens == 1:
+        return 0.0 if net.part is LayerPart.FFN else chip.overhead_s
+    return chip.tokens_overhead_s * (1.0 if net.part is LayerPart.WHOLE else 0.5)
