@@ -27,6 +27,7 @@ from tpudeploy.errors import BackendError, SequenceTooLongError, UsageError
 from tpudeploy.graph.decoder import Decoder
 from tpudeploy.runtime.engine import Engine
 from tpudeploy.runtime.generator import GenerationOptions, GenerationResult, generate
+from tpudeploy.runtime.kv_cache import KvCache
 from tpudeploy.runtime.sampling import SamplingOptions
 
 torch.set_num_threads(1)
@@ -261,6 +262,40 @@ def test_two_generations_take_turns(decoder: Decoder, ids: list[int]) -> None:
         assert pair[0].index == pair[1].index
     assert_greedy(decoder, ids[:20], one.result.token_ids)
     assert_greedy(decoder, ids[10:40], two.result.token_ids)
+
+
+def test_a_token_costs_no_comparison_of_those_before_it(
+    decoder: Decoder, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 8192 tokens, comparing all of them for each new one would cost more than launching the nets."""
+    compared: list[int] = []
+    original = KvCache.common_prefix
+
+    def counting(cache: KvCache, asked: Sequence[int], known: int = 0) -> int:
+        compared.append(min(len(asked), cache.length) - known)
+        return original(cache, asked, known)
+
+    monkeypatch.setattr(KvCache, "common_prefix", counting)
+    engine = new_engine(decoder)
+    run(engine, ids[:200], GenerationOptions(max_new_tokens=9))
+    assert compared == [0] * 9
+    run(engine, ids[:200], GenerationOptions(max_new_tokens=2))  # a new sequence is compared once
+    assert compared[9:] == [200, 0]
+
+
+@pytest.mark.parametrize("touch", ["other tokens", "fewer tokens", "as many other tokens"])
+def test_a_cache_that_somebody_else_used_is_compared_again(decoder: Decoder, ids: list[int], touch: str) -> None:
+    engine, other = new_engine(decoder), [*ids[:10], *((token + 1) % 101 for token in ids[10:60])]
+    alone = run(engine, ids[:50], GenerationOptions(max_new_tokens=6))
+    generation = generate(new := new_engine(decoder), ids[:50], GenerationOptions(max_new_tokens=6))
+    for count, _ in enumerate(generation, start=1):
+        if touch == "fewer tokens":
+            new.cache.rollback(count)
+        else:
+            length = 20 if touch == "other tokens" else new.cache.length
+            new.forward(other[new.reuse(other[:length]) : length])
+            assert new.cache.length == length
+    assert generation.result.token_ids == alone.token_ids
 
 
 def test_sampling_is_repeatable_whatever_the_cache_holds(decoder: Decoder, ids: list[int]) -> None:

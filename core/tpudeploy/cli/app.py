@@ -8,6 +8,7 @@ import typer
 
 from tpudeploy import __version__
 from tpudeploy.cli.commands import (
+    bench,
     bundle,
     compile_model,
     doctor,
@@ -59,6 +60,7 @@ app.command("list-models")(list_models.list_models)
 app.command("list", hidden=True)(list_models.list_models)  # what users of other tools type
 app.command("show")(show.show)
 app.command("run")(run.run)
+app.command("bench")(bench.bench)
 app.command("estimate")(estimate.estimate)
 app.command("export")(export.export)
 app.command("compile")(compile_model.compile_model)

@@ -150,6 +150,15 @@ Bundle = Annotated[
         help="Take this compiled bundle as it is: a folder, a file, or its name in the local store.",
     ),
 ]
+VerifyFiles = Annotated[
+    bool,
+    typer.Option(
+        "--verify-files",
+        envvar="TPUDEPLOY_VERIFY_FILES",
+        show_default=False,
+        help="Read every file of the bundle and compare digests, even where it was done before and nothing changed.",
+    ),
+]
 Bmodel = Annotated[
     Path | None,
     typer.Option(

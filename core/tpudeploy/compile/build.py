@@ -26,7 +26,8 @@ from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFormat, CompilerInfo
 from tpudeploy.contracts.net import NetSet
 from tpudeploy.contracts.progress import Progress, StageEvent, no_progress
 from tpudeploy.contracts.slices import Slice, SliceCheck, slices_of
-from tpudeploy.runtime.bundle_store import describe_file, write_manifest
+from tpudeploy.runtime.bundle_store import describe_file, read_manifest, write_manifest
+from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.settings import Settings
 
 _KEY_CHARS = 10
@@ -70,7 +71,10 @@ def build_bundle(
     with storage_errors(settings.home), store.lock(f"bundle-{key}", what=plan.title):
         if not force and (final / MANIFEST_NAME).is_file():
             return BuiltBundle(final, reused=True)
-        return BundleJob(plan, _builder(plan, settings, store), store, progress).run(final)
+        built = BundleJob(plan, _builder(plan, settings, store), store, progress).run(final)
+        # Their digests were taken just now: the first start need not read gigabytes again.
+        VerifiedFiles(settings.home).trust(final.resolve(), read_manifest(final).files)
+        return built
 
 
 def _tool_version(plan: BuildPlan, settings: Settings) -> str:

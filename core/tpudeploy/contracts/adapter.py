@@ -37,6 +37,25 @@ class RemoteFile(Value):
     sha256: str | None = None
 
 
+class PublishedSpeed(Value):
+    """How fast somebody else's program was, as published: one row of a table, to stand beside what is measured.
+
+    :param platform: the machine.
+    :param program: what ran the model.
+    :param model: the file, as the table names it.
+    :param quant: the quantization mode.
+    :param first_token_s: seconds up to the first token.
+    :param tokens_per_s: rate of the tokens after it.
+    """
+
+    platform: str
+    program: str
+    model: str
+    quant: QuantMode
+    first_token_s: float
+    tokens_per_s: float
+
+
 class ModelVariant(Value):
     """One published checkpoint of a family.
 
@@ -47,6 +66,7 @@ class ModelVariant(Value):
     :param modelscope: repository ``owner/name`` on ModelScope, or None.
     :param files: the files to fetch; empty means what the server lists.
     :param note: a sentence for ``show`` and ``list-models``.
+    :param speeds: figures that others published for it.
     """
 
     name: str
@@ -56,6 +76,7 @@ class ModelVariant(Value):
     modelscope: str | None = None
     files: tuple[RemoteFile, ...] = ()
     note: str = ""
+    speeds: tuple[PublishedSpeed, ...] = ()
 
 
 class Tolerance(Value):

@@ -13,6 +13,7 @@ from tpudeploy.launch.usage import check_is_no_bmodel
 from tpudeploy.pack import bundle_name, open_archive
 from tpudeploy.pack.archive import CopyProgress, no_copy_progress, read_files
 from tpudeploy.runtime.bundle_store import open_bundle
+from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.settings import Settings
 
 
@@ -58,7 +59,7 @@ def describe_bundle(
     check_is_no_bmodel(path)
     path = locate_bundle(path, settings).absolute()
     if path.is_dir():
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, verified=VerifiedFiles(settings.home, reread=True))
         check(path, bundle.manifest)
         return _describe(path, bundle.manifest)
     archive = open_archive(path)

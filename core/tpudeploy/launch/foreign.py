@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ class ForeignTarget(Target):
         self, *, prompt_tokens: int = 0, max_new_tokens: int | None = None, progress: Progress = no_progress
     ) -> LoadedModel:
         """Put the file on its device."""
+        started = time.perf_counter()
         text = self.text()
         devices: Sequence[int] = self.request.devices
         if len(devices) in (0, self.nets.chips):  # another number is told by the backend
@@ -106,7 +108,9 @@ class ForeignTarget(Target):
             raise
         stops = frozenset(self.variant.config.eos_ids)
         title = f"{self.adapter.name} ({self.path.name})"
-        return LoadedModel(Identity(title, QUANT, self.path, stops), self.backend, engine, text)
+        identity = Identity(title, QUANT, self.path, stops, model=f"{self.adapter.name}:{self.variant.name}")
+        load_s = time.perf_counter() - started
+        return LoadedModel(identity, self.backend, engine, text, tuple(devices), load_s)
 
 
 def _find_table(path: Path, tokenizer: Path | None) -> Path | None:

@@ -28,12 +28,14 @@ class Identity:
     :param quant: name of the quantization mode; ``bmodel`` for a file of others, which does not tell.
     :param path: the bundle's folder, or the file.
     :param stop_ids: ids that end an answer, as far as they are known without a tokenizer.
+    :param model: family and variant; empty where that is the title.
     """
 
     title: str
     quant: str
     path: Path
     stop_ids: frozenset[int]
+    model: str = ""
 
 
 def identity_of(bundle: Bundle) -> Identity:
@@ -48,17 +50,26 @@ class LoadedModel:
     """A model on its device, with what is needed to talk to it. A context manager; closing twice does nothing.
 
     :param text: tokenizer and template; None where there is no tokenizer or no plugin knows the model.
+    :param devices: ids of the devices that it is on, one a chip; empty where the backend chose.
+    :param load_s: what it took to load the tokenizer and to put nets and buffers on their devices.
     """
 
     identity: Identity
     backend: Backend
     engine: TokenEngine
     text: TextTools | None
+    devices: tuple[int, ...] = ()
+    load_s: float = 0.0
 
     @property
     def title(self) -> str:
         """Name for people, for example ``chatglm3:6b``."""
         return self.identity.title
+
+    @property
+    def model(self) -> str:
+        """Family and variant, for example ``chatglm3:6b``."""
+        return self.identity.model or self.identity.title
 
     @property
     def quant(self) -> str:

@@ -26,6 +26,7 @@ class LaunchRequest(Value):
     :param devices: device ids, one a chip; empty takes as many as the model needs, from the first on.
     :param split: how to divide a model over several chips, where it is still to be built.
     :param force: make a bundle of the local store again, even if it is there.
+    :param verify_files: read every file of a bundle, even those that were found right before and look the same.
     :param seq_length: tokens that prompt and answer may have together; None lets it follow from the prompt.
     """
 
@@ -40,4 +41,5 @@ class LaunchRequest(Value):
     devices: tuple[int, ...] = ()
     split: Split = Split.TENSOR
     force: bool = False
+    verify_files: bool = False
     seq_length: int | None = Field(default=None, gt=0)

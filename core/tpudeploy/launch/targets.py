@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tpudeploy.launch.weights import require_weights
 from tpudeploy.plugins import PluginRegistry
 from tpudeploy.runtime.bundle_store import Bundle, open_bundle
 from tpudeploy.runtime.engine import open_engine
+from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.settings import Settings
 
 
@@ -75,7 +77,7 @@ def open_target(request: LaunchRequest, settings: Settings, registry: PluginRegi
     if request.bundle is not None:
         choose_backend(registry, request.backend)  # a wrong name is told before gigabytes are read
         request = request.model_copy(update={"bundle": find_bundle(request.bundle, settings)})
-        return BundleTarget.open(request, registry)
+        return BundleTarget.open(request, settings, registry)
     return CheckpointTarget.open(request, settings, registry)
 
 
@@ -105,11 +107,11 @@ class BundleTarget(Target):
     bundle: Bundle
 
     @classmethod
-    def open(cls, request: LaunchRequest, registry: PluginRegistry) -> BundleTarget:
+    def open(cls, request: LaunchRequest, settings: Settings, registry: PluginRegistry) -> BundleTarget:
         """Check a bundle against its digests, and against the rest of the request."""
         if request.bundle is None:
             raise UsageError("no bundle was named.")
-        bundle = open_bundle(request.bundle)
+        bundle = open_bundle(request.bundle, verified=_verified(request, settings))
         check_agreement(
             bundle.folder, bundle.manifest, model=request.model, quant=request.quant, seq_length=request.seq_length
         )
@@ -161,7 +163,8 @@ class CheckpointTarget(Target):
             max_new_tokens=max_new_tokens,
         )
         folder = self._build(seq_length, progress)
-        return load_bundle(open_bundle(folder), self.registry, self.request.backend, self.request.devices)
+        bundle = open_bundle(folder, verified=_verified(self.request, self.settings))
+        return load_bundle(bundle, self.registry, self.request.backend, self.request.devices)
 
     def _build(self, seq_length: int, progress: Progress) -> Path:
         require_export_packages()
@@ -185,6 +188,10 @@ class CheckpointTarget(Target):
         return build(plan, self.settings, self.registry, progress, force=self.request.force).folder
 
 
+def _verified(request: LaunchRequest, settings: Settings) -> VerifiedFiles:
+    return VerifiedFiles(settings.home, reread=request.verify_files)
+
+
 def bundle_text(bundle: Bundle, registry: PluginRegistry) -> TextTools | None:
     """Tokenizer and template of a bundle; None where it ships no tokenizer, or no plugin knows its model."""
     adapter = registry.models.get(bundle.manifest.model)
@@ -201,10 +208,13 @@ def load_bundle(bundle: Bundle, registry: PluginRegistry, backend: str, devices:
     :raises BundleError: the backend does not run such bundles, or the net set cannot run.
     :raises BackendError: the backend or a device is not available, or has no room: then nothing was loaded.
     """
+    started = time.perf_counter()
     chosen = choose_backend(registry, backend, bundle.manifest.format)
     text = bundle_text(bundle, registry)
     chips = bundle.manifest.nets.chips
     if len(devices) in (0, chips):  # another number is told by the engine
         devices = choose_devices(chosen, devices, chips)
         require_room(bundle_requirement(bundle.folder, bundle.manifest, chosen), chosen, devices)
-    return LoadedModel(identity_of(bundle), chosen, open_engine(bundle, chosen, devices=devices), text)
+    engine = open_engine(bundle, chosen, devices=devices)
+    load_s = time.perf_counter() - started
+    return LoadedModel(identity_of(bundle), chosen, engine, text, tuple(devices), load_s)

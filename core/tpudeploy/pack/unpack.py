@@ -19,6 +19,7 @@ from tpudeploy.contracts.bundle import MANIFEST_NAME
 from tpudeploy.errors import BundleError, StorageError
 from tpudeploy.pack.archive import BundleArchive, CopyProgress, no_copy_progress, open_archive, read_files
 from tpudeploy.pack.naming import bundle_name
+from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.settings import Settings
 
 SPARE_BYTES = 64 << 20
@@ -59,7 +60,8 @@ def unpack(
 ) -> Path:
     """The folder of a bundle file's contents in the local store; unpacked where it is not there yet.
 
-    A folder that is there has the file's own manifest; its files are checked by whoever opens it. Interrupted, nothing
+    What is written is checked as it is read, and recorded as verified: nobody has to read it again for that. A folder
+    that is there has the file's own manifest; its files are checked by whoever opens it. Interrupted, nothing
     is left that looks like a bundle.
 
     :param force: unpack again even if it is there.
@@ -76,6 +78,7 @@ def unpack(
     with storage_errors(settings.home), locks.lock(f"bundle-{archive.digest}", what=path.name):
         if force or not _is_unpacked(archive, final):
             _unpack(archive, final, progress)
+            VerifiedFiles(settings.home).trust(final.resolve(), archive.manifest.files)
     return final
 
 

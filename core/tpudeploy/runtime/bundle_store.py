@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tpudeploy.contracts.bundle import FORMAT_VERSION, MANIFEST_NAME, BundleFile, Manifest
 from tpudeploy.errors import BundleError, StorageError
 from tpudeploy.runtime.manifest_limits import MANIFEST_LIMIT_BYTES, find_absurdity
+from tpudeploy.runtime.verified_files import FileSight, VerifiedFiles, is_settled, look_at
 
 _BLOCK_BYTES = 1 << 20
 _LONGEST_PLACE = 200
@@ -38,10 +39,12 @@ class Bundle:
         return self.folder / "tokenizer"
 
 
-def open_bundle(folder: Path, *, contents: bool = True) -> Bundle:
+def open_bundle(folder: Path, *, contents: bool = True, verified: VerifiedFiles | None = None) -> Bundle:
     """Read a bundle's manifest and check every file's size and SHA-256.
 
     :param contents: False leaves out the SHA-256, for whoever reads the files right afterwards and checks them then.
+    :param verified: files that it knows, and that look as they did, are not read again; what is read and right, it
+        will know. None reads all.
     :raises BundleError: no bundle, a newer format, or a file that is missing, not listed, a link or not as written.
     """
     if not folder.is_dir():
@@ -57,8 +60,7 @@ def open_bundle(folder: Path, *, contents: bool = True) -> Bundle:
         raise BundleError(
             f"the bundle {folder} holds {path}, which its manifest does not list.", hint="Move that file elsewhere."
         )
-    for file in manifest.files:
-        _check_file(folder, file, contents=contents)
+    _check_files(folder, manifest, verified, contents=contents)
     return Bundle(folder, manifest)
 
 
@@ -193,23 +195,41 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield relative
 
 
-def _check_file(folder: Path, file: BundleFile, *, contents: bool) -> None:
+def _check_files(folder: Path, manifest: Manifest, verified: VerifiedFiles | None, *, contents: bool) -> None:
+    known = verified.known(folder) if verified is not None else {}
+    fresh: dict[str, FileSight] = {}
+    for file in manifest.files:
+        sight = _check_size(folder, file)
+        if not contents or known.get(file.path) == sight:
+            continue
+        path, settled = folder / file.path, is_settled(sight)
+        if _digest(path)[1] != file.sha256:
+            if verified is not None:
+                verified.forget(folder)
+            raise BundleError(f"{path} is corrupt: its SHA-256 is not the manifest's.", hint=_AGAIN)
+        if settled and look_at(path, file.sha256) == sight:  # else it was changed while it was read
+            fresh[file.path] = sight
+    if verified is not None and fresh:
+        verified.remember(folder, fresh)
+
+
+def _check_size(folder: Path, file: BundleFile) -> FileSight:
     path = folder / file.path
-    size = path.stat().st_size
-    if size != file.size_bytes:
-        raise BundleError(f"{path} has {size} bytes, its manifest says {file.size_bytes}.", hint=_AGAIN)
-    if contents and _digest(path)[1] != file.sha256:
-        raise BundleError(f"{path} is corrupt: its SHA-256 is not the manifest's.", hint=_AGAIN)
+    sight = look_at(path, file.sha256)
+    if sight.size_bytes != file.size_bytes:
+        raise BundleError(f"{path} has {sight.size_bytes} bytes, its manifest says {file.size_bytes}.", hint=_AGAIN)
+    return sight
 
 
 def _digest(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 (hex), read block by block."""
+    """Size in bytes and SHA-256 (hex), read block by block into one buffer."""
     digest, size = hashlib.sha256(), 0
+    block = memoryview(bytearray(_BLOCK_BYTES))
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-                size += len(block)
+        with path.open("rb", buffering=0) as stream:
+            while count := stream.readinto(block):
+                digest.update(block[:count])
+                size += count
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}.") from error
     return size, digest.hexdigest()

@@ -54,12 +54,18 @@ class Engine(TokenEngine):
         """Logits of one token; padding of the vocabulary included."""
         return self.nets.config.vocab_size
 
-    def reuse(self, ids: Sequence[int]) -> int:
+    @property
+    def revision(self) -> int:
+        """See :attr:`TokenEngine.revision`."""
+        return self.cache.revision
+
+    def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
         """Keep of the cache just what ``ids`` begins with, and at least one of ``ids`` to compute.
 
+        :param known: see :meth:`TokenEngine.reuse`.
         :returns: the number of tokens kept: what is left to :meth:`forward` are ``ids`` from there on.
         """
-        kept = max(0, min(self.cache.common_prefix(ids), len(ids) - 1))
+        kept = max(0, min(self.cache.common_prefix(ids, known), len(ids) - 1))
         self.cache.truncate(kept)
         return kept
 

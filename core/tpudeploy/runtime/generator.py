@@ -113,6 +113,9 @@ class Generation(Iterator[TokenEvent]):
         self._first_token_s: float | None = None
         self._elapsed_s = 0.0
         self._steps = 0
+        self._held = 0
+        """Tokens of the sequence that the cache held when its revision was ``_revision``."""
+        self._revision: int | None = None
 
     @property
     def result(self) -> GenerationResult:
@@ -174,7 +177,9 @@ class Generation(Iterator[TokenEvent]):
         Asks between passes whether to give up, and is None if so.
         """
         engine = self._engine
-        start = engine.reuse(self._ids)
+        # What nobody touched since is not compared again: for each token, the whole sequence so far would be.
+        known = self._held if engine.revision == self._revision else 0
+        start = engine.reuse(self._ids, known=known)
         if self._reused is None:
             self._reused = start
         while not self._cancelled():
@@ -182,11 +187,10 @@ class Generation(Iterator[TokenEvent]):
             chunk = self._ids[start:stop]
             if stop < len(self._ids):
                 engine.forward(chunk, rows=0)
-            elif engine.gives_logits:
-                row: Array = engine.forward(chunk)[0]
-                return row
             else:
-                return engine.next_token(chunk)
+                computed = engine.forward(chunk)[0] if engine.gives_logits else engine.next_token(chunk)
+                self._held, self._revision = stop, engine.revision
+                return computed
             start = stop
         return None
 

@@ -43,6 +43,8 @@ class KvCache:
         self._parts = {(index, net.chip): self._allocate(net) for index, nets in enumerate(layers) for net in nets}
         self._dtype = layers[0][0].output("present_k").dtype
         self._ids: list[int] = []
+        self.revision = 0
+        """Another number after every change of which tokens are held."""
 
     def _allocate(self, net: NetSpec) -> LayerCache:
         row = net.output("present_k")
@@ -78,21 +80,27 @@ class KvCache:
             TensorView(buffers.values, shape, self._dtype),
         )
 
-    def common_prefix(self, ids: Sequence[int]) -> int:
-        """How many leading tokens of ``ids`` are in the cache."""
+    def common_prefix(self, ids: Sequence[int], known: int = 0) -> int:
+        """How many leading tokens of ``ids`` are in the cache.
+
+        :param known: that many are: they are not compared.
+        """
         count = min(len(ids), len(self._ids))
-        held, asked = self._ids[:count], list(ids[:count])
+        held, asked = self._ids[known:count], list(ids[known:count])
         if held == asked:
             return count
-        return next(position for position in range(count) if held[position] != asked[position])
+        return known + next(place for place, token in enumerate(held) if token != asked[place])
 
     def extend(self, ids: Sequence[int]) -> None:
         """Declare the next ``len(ids)`` rows valid: the nets that wrote them have finished."""
         self._ids.extend(ids)
+        self.revision += 1
 
     def truncate(self, length: int) -> None:
         """Forget every token from position ``length`` on; rows stay where they are, unseen."""
-        del self._ids[length:]
+        if length < len(self._ids):
+            del self._ids[length:]
+            self.revision += 1
 
     def rollback(self, count: int) -> None:
         """Forget the last ``count`` tokens, or all where there are fewer."""

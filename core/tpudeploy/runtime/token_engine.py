@@ -32,10 +32,16 @@ class TokenEngine(ABC):
         """Whether logits come out. If not, the nets choose the most likely token themselves."""
         return True
 
+    @property
     @abstractmethod
-    def reuse(self, ids: Sequence[int]) -> int:
+    def revision(self) -> int:
+        """Another number after every change of which tokens the cache holds, whoever made it."""
+
+    @abstractmethod
+    def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
         """Keep of the cache just what ``ids`` begins with, as far as that saves work; at least one is left to compute.
 
+        :param known: how many of the first ``ids`` are known to be in the cache, and need not be compared.
         :returns: the number of tokens kept.
         """
 

@@ -20,6 +20,7 @@ from tpudeploy.contracts.quant import QuantMode
 from tpudeploy.plugins import PluginRegistry
 from tpudeploy.runtime.bundle_store import Bundle, open_bundle
 from tpudeploy.runtime.engine import Engine, open_engine
+from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.settings import Settings
 from tpudeploy.verify.answers import GreedyAnswer, answer_greedily, judge, needed_rows
 from tpudeploy.verify.limits import LIMITS
@@ -157,7 +158,7 @@ class _Job:
         if target.backend is None or folder is None:
             rows = tuple(check_slices(plan, self.weights, limits, self.settings.stages_dir, report))
             return _Measured(target, folder, rows, (), time.monotonic() - start)
-        bundle = open_bundle(folder)
+        bundle = open_bundle(folder, verified=VerifiedFiles(self.settings.home, reread=True))
         with open_engine(bundle, target.backend) as engine:
             rows = tuple(check_session(plan, self.weights, engine.session, limits, report))
             answers = tuple(self._answers(engine, bundle, report))

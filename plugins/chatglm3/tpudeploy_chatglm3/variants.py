@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tpudeploy.contracts.adapter import ModelVariant, RemoteFile
+from tpudeploy.contracts.adapter import ModelVariant, PublishedSpeed, RemoteFile
 from tpudeploy.contracts.decoder import DecoderConfig
+from tpudeploy.contracts.quant import QuantMode
 from tpudeploy_chatglm3.config import LOGN_REASON, LOGN_ROPE_RATIO, ROPE_BASE, read_config
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
@@ -33,6 +34,23 @@ _TOKENIZER = RemoteFile(
     sha256="e7dc4c393423b76e4373e5157ddc34803a0189ba96b21ddbb40269d31468a6f2",
 )
 
+_SPEEDS = tuple(
+    PublishedSpeed(
+        platform="SE7-32",
+        program="chatglm3.py",
+        model=f"chatglm3-6b_{quant.value}.bmodel",
+        quant=quant,
+        first_token_s=first_token_s,
+        tokens_per_s=tokens_per_s,
+    )
+    for quant, first_token_s, tokens_per_s in (
+        (QuantMode.F16, 1.408, 4.067),
+        (QuantMode.INT8, 1.116, 8.184),
+        (QuantMode.INT4, 1.121, 12.822),
+    )
+)
+"""README of sophon-demo's sample ChatGLM3, SDK V23.07.01: one chip, 512 tokens."""
+
 
 def variants() -> tuple[ModelVariant, ...]:
     """The default first; the demo only where its checkpoint was installed with the plugin."""
@@ -46,6 +64,7 @@ def variants() -> tuple[ModelVariant, ...]:
             modelscope="ZhipuAI/chatglm3-6b",
             files=_files("model.safetensors.index.json", "model-{:05}-of-{:05}.safetensors"),
             note="Chat, up to 8192 tokens. 12.5 GB to fetch; on Hugging Face also as zai-org/chatglm3-6b.",
+            speeds=_SPEEDS,
         ),
         ModelVariant(
             name="6b-32k",

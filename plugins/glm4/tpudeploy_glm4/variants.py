@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tpudeploy.contracts.adapter import ModelVariant
+from tpudeploy.contracts.adapter import ModelVariant, PublishedSpeed
 from tpudeploy.contracts.decoder import DecoderConfig
 from tpudeploy.contracts.dtypes import DType
+from tpudeploy.contracts.quant import QuantMode
 from tpudeploy_glm4.config import ROPE_BASE, read_config
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
@@ -34,6 +35,19 @@ GLM4_9B_CHAT = DecoderConfig(
 _LONG = {"num_kv_heads": 4, "seq_length": 1048576, "rope_theta": ROPE_BASE * 10000}
 _0414 = {"seq_length": 32768, "rope_theta": ROPE_BASE, "norm_eps": 1e-5, "post_norms": True}
 
+_SPEEDS = tuple(
+    PublishedSpeed(
+        platform="SE7-32",
+        program="ChatGLM4.py",
+        model=f"ChatGLM4-9b_{quant.value}.bmodel",
+        quant=quant,
+        first_token_s=first_token_s,
+        tokens_per_s=tokens_per_s,
+    )
+    for quant, first_token_s, tokens_per_s in ((QuantMode.INT8, 1.181, 4.471), (QuantMode.INT4, 1.114, 7.489))
+)
+"""README of sophon-demo's sample ChatGLM4, SDK V24.04.01: one chip, 512 tokens."""
+
 
 def variants() -> tuple[ModelVariant, ...]:
     """The default first; the demo only where its checkpoint was installed with the plugin."""
@@ -54,6 +68,7 @@ def _published(name: str, repository: str, note: str, **changes: Any) -> ModelVa
         huggingface=f"THUDM/{repository}",
         modelscope=f"ZhipuAI/{repository}",
         note=f"{note} On Hugging Face also as zai-org/{repository}.",
+        speeds=_SPEEDS if name in {"9b-chat", "9b-chat-hf"} else (),  # one decoder
     )
 
 

@@ -32,6 +32,7 @@ def run(
     yes: options.Yes = False,
     hub: options.Hub = "",
     force: options.Force = False,
+    verify_files: options.VerifyFiles = False,
     offline: options.Offline = False,
     toolchain: options.Toolchain = None,
     as_json: options.Json = False,
@@ -79,6 +80,7 @@ def run(
         split=net_options.parse_split(split),
         seq_length=seq_length,
         force=force,
+        verify_files=verify_files,
     )
     check_usage(request)  # before gigabytes are looked for, unpacked or compared
     if bundle is not None:

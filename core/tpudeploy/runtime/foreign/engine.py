@@ -71,9 +71,14 @@ class ForeignEngine(TokenEngine):
         """See :attr:`TokenEngine.gives_logits`."""
         return self.layout.vocab_size is not None
 
-    def reuse(self, ids: Sequence[int]) -> int:
+    @property
+    def revision(self) -> int:
+        """See :attr:`TokenEngine.revision`."""
+        return self.cache.revision
+
+    def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
         """See :meth:`TokenEngine.reuse`: what costs more to continue than to compute anew is not kept."""
-        kept = max(0, min(self.cache.common_prefix(ids), len(ids) - 1))
+        kept = max(0, min(self.cache.common_prefix(ids, known), len(ids) - 1))
         self.cache.truncate(kept)
         left = len(ids) - kept
         if kept and (self._steps(left) > self._steps_anew(len(ids)) or left > self.cache.steps_left):

@@ -50,6 +50,8 @@ class ForeignCache:
         )
         self.current = 0
         """Which set of buffers holds the tokens."""
+        self.revision = 0
+        """Another number after every change of which tokens are held."""
         self.ids: list[int] = []
         self.slots: list[int] = []
 
@@ -64,15 +66,17 @@ class ForeignCache:
             return self.slots[0] if self.slots else self.length_max
         return self.length_max - len(self.slots)
 
-    def common_prefix(self, ids: Sequence[int]) -> int:
-        """How many leading tokens of ``ids`` are in the cache."""
-        pairs = zip(self.ids, ids, strict=False)
-        return next((place for place, (held, asked) in enumerate(pairs) if held != asked), min(len(self.ids), len(ids)))
+    def common_prefix(self, ids: Sequence[int], known: int = 0) -> int:
+        """How many leading tokens of ``ids`` are in the cache; ``known`` are, and are not compared."""
+        count = min(len(ids), len(self.ids))
+        return next((place for place in range(known, count) if self.ids[place] != ids[place]), count)
 
     def truncate(self, length: int) -> None:
         """Forget tokens from position ``length`` on; their rows stay, hidden."""
-        del self.ids[length:]
-        del self.slots[length:]
+        if length < len(self.ids):
+            del self.ids[length:]
+            del self.slots[length:]
+            self.revision += 1
 
     def first_slot(self, count: int) -> int:
         """Where several tokens go at once: after those that are there, or to the end of an empty cache that slides."""
@@ -80,6 +84,7 @@ class ForeignCache:
 
     def extend(self, ids: Sequence[int], first_slot: int) -> None:
         """Note tokens whose rows were written from a slot on."""
+        self.revision += 1
         self.ids.extend(ids)
         self.slots.extend(range(first_slot, first_slot + len(ids)))
 
