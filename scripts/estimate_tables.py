@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpudeploy.compile.plan import model_patches
-from tpudeploy.contracts.adapter import ModelAdapter
+from tpudeploy.contracts.adapter import ModelAdapter, PublishedSpeed
 from tpudeploy.contracts.decoder import DecoderConfig
 from tpudeploy.contracts.net import LayerPart, NetKind, NetSet, NetSpec, Split, Stage
 from tpudeploy.contracts.net_plan import NetPlan, plan_nets
@@ -91,25 +91,6 @@ MEASURED = (
 )
 
 
-@dataclass(frozen=True)
-class Published:
-    """Figures from hardware (SE7-32, one chip, 512 tokens) that came with the vendor's demos of these models."""
-
-    model: str
-    quant: str
-    first_token_s: float
-    tokens_per_s: float
-
-
-PUBLISHED = (
-    Published("chatglm3", "f16", 1.408, 4.067),
-    Published("chatglm3", "int8", 1.116, 8.184),
-    Published("chatglm3", "int4", 1.121, 12.822),
-    Published("glm4", "int8", 1.181, 4.471),
-    Published("glm4", "int4", 1.114, 7.489),
-)
-
-
 def modelled_ms(row: Measured) -> float:
     """The roofline's time of the same net."""
     adapter = registry().model("chatglm3")
@@ -163,16 +144,17 @@ def _title(row: Measured) -> str:
 def published_table() -> str:
     """The vendor's nets by the roofline, beside what was published."""
     lines = [
-        "| model | mode | first token, s: published | modelled | beside the chip | tokens/s: published | modelled "
-        "| a token, ms: published | modelled | beside the chip |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | program | mode | first token, s: published | modelled | beside the chip | tokens/s: published "
+        "| modelled | a token, ms: published | modelled | beside the chip |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in PUBLISHED:
-        first_s, token_s = vendor_times(row)
+    for adapter, row in published():
+        first_s, token_s = vendor_times(adapter, row.quant)
         published_s = 1 / row.tokens_per_s
         cells = [
-            _model_title(row.model),
-            row.quant,
+            adapter.name,
+            row.program,
+            row.quant.value,
             f"{row.first_token_s:.3f}",
             f"{first_s:.3f}",
             f"{row.first_token_s - first_s:+.3f}",
@@ -186,16 +168,23 @@ def published_table() -> str:
     return "\n".join(lines)
 
 
-def vendor_times(row: Published) -> tuple[float, float]:
+def published() -> Iterator[tuple[ModelAdapter, PublishedSpeed]]:
+    """What the plugins know of others' figures for their default models: one chip, 512 tokens."""
+    for name in ("chatglm3", "glm4"):
+        adapter = registry().model(name)
+        variant = next(variant for variant in adapter.variants() if variant.name == adapter.default_variant)
+        yield from ((adapter, speed) for speed in variant.speeds)
+
+
+def vendor_times(adapter: ModelAdapter, quant: QuantMode) -> tuple[float, float]:
     """First token and a further token of the vendor's nets, in seconds, without any time of the host.
 
     Those nets compute every prompt as 512 tokens, keep the rotary embedding as published, and the output layer in F16.
     """
-    adapter = registry().model(row.model)
     config = adapter.variants()[0].config
     padded = Stage(new_tokens=PUBLISHED_TOKENS, cache_length=0)
     decode = Stage(new_tokens=1, cache_length=PUBLISHED_TOKENS)
-    scheme = resolve_quant(QuantMode(row.quant), adapter.half)
+    scheme = resolve_quant(quant, adapter.half)
     plan = NetPlan(seq_length=PUBLISHED_TOKENS, prefill=(padded, Stage(new_tokens=2, cache_length=PUBLISHED_TOKENS)))
     nets = adapter.slices(config, plan, scheme.activation)
     plain = net_costs(nets, _half(adapter))
@@ -213,10 +202,6 @@ def _half(adapter: ModelAdapter) -> QuantScheme:
 
 def _patched(adapter: ModelAdapter, config: DecoderConfig) -> DecoderConfig:
     return apply_patches(config, model_patches(adapter, config, PUBLISHED_TOKENS, registry()))
-
-
-def _model_title(model: str) -> str:
-    return {"chatglm3": "ChatGLM3-6B", "glm4": "GLM-4-9B"}[model]
 
 
 def _filled(page: str, name: str, table: str) -> str:
