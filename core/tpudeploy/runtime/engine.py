@@ -19,6 +19,7 @@ from tpudeploy.runtime.bundle_store import Bundle
 from tpudeploy.runtime.head import Head
 from tpudeploy.runtime.hidden import HiddenStates, PartialSums
 from tpudeploy.runtime.kv_cache import KvCache
+from tpudeploy.runtime.pass_plan import PassPlanner, stage_costs
 from tpudeploy.runtime.passes import Pass
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -42,6 +43,8 @@ class Engine(TokenEngine):
         self.cache = KvCache(session, stages[0].caching, longest + largest)
         self._passes = self._build_passes(stages, largest)
         self._heads = self._build_heads(largest)
+        shapes = [nets.stage for nets in stages]
+        self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
 
     @property
     def seq_length(self) -> int:
@@ -98,14 +101,9 @@ class Engine(TokenEngine):
         self.cache.clear()
 
     def _choose(self, count: int) -> Pass:
-        """The smallest pass that takes ``count`` tokens over the present cache, or else the largest."""
+        """The first pass of the cheapest way to compute ``count`` tokens over the present cache."""
         cached = self.cache.length
-        able = [step for step in self._passes if step.stage.cache_length >= cached]
-        for step in able:
-            if step.stage.new_tokens >= count:
-                return step
-        most = able[-1].stage.new_tokens
-        return next(step for step in able if step.stage.new_tokens == most)
+        return self._passes[self._planner.first(cached, max(1, min(count, self.seq_length - cached)))]
 
     def _finish(self, step: Pass, first: int, stop: int) -> list[Array]:
         """Wait for a pass; logits of its rows from ``first`` to ``stop``, by one launch where a head is that large."""
