@@ -85,8 +85,12 @@ MANY = NetPlan(
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
+    """Of a bundle that tells its cycles, which decide over the passes of both."""
     decoder = random_decoder(tiny_config(seq_length=SEQ))
-    return Engine(TorchSession(make_manifest(plan_nets(decoder.config, MANY, DType.F32)), decoder))
+    nets = plan_nets(decoder.config, MANY, DType.F32)
+    cycles = {net.name: 100_000 + 977 * net.stage.new_tokens + 89 * net.stage.cache_length for net in nets.nets}
+    compiler = CompilerInfo(name="torch", version="0", cycles=cycles)
+    return Engine(TorchSession(make_manifest(nets).model_copy(update={"compiler": compiler}), decoder))
 
 
 @settings(max_examples=15, deadline=None)
@@ -102,7 +106,8 @@ def test_the_nets_that_are_counted_are_those_that_the_engine_launches(
         engine.forward([1] * cached, rows=0)
     session.launched.clear()
     engine.forward([2] * count)
-    passes = Passes.of(engine.nets, net_costs(engine.nets, resolve_quant(QuantMode.INT8, DType.F16)))
+    scheme = resolve_quant(QuantMode.INT8, DType.F16)
+    passes = Passes.of(engine.nets, net_costs(engine.nets, scheme, session.manifest.compiler))
     taken = list(passes.plan(cached, count))
     counted = [passes.launched(stage, rows=int(stage is taken[-1])) for stage in taken[:-1]]
     counted.append(passes.launched(taken[-1], rows=1))
