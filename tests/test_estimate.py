@@ -24,7 +24,7 @@ from tpudeploy.contracts.quant import QuantMode, QuantScheme, resolve_quant
 from tpudeploy.errors import SequenceTooLongError, UsageError
 from tpudeploy.estimate.bars import Bar, draw_bars
 from tpudeploy.estimate.chart import draw_chart
-from tpudeploy.estimate.chip import BM1684X, CYCLES_PER_S
+from tpudeploy.estimate.chip import BM1684X
 from tpudeploy.estimate.costs import Source, net_costs
 from tpudeploy.estimate.model import estimate
 from tpudeploy.estimate.passes import Passes, Times
@@ -37,7 +37,6 @@ from tpudeploy.runtime.engine import Engine
 torch.set_num_threads(1)
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "estimate_tables.py"
 SEQ = 320
-INT8 = resolve_quant(QuantMode.INT8, DType.F16)
 MODES = [QuantMode.F16, QuantMode.INT8, QuantMode.INT4]
 
 
@@ -86,13 +85,12 @@ MANY = NetPlan(
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """An engine whose bundle says what each net costs, as compiled ones do: it may choose passes by that."""
+    """Of a bundle that tells its cycles, which decide over the passes of both."""
     decoder = random_decoder(tiny_config(seq_length=SEQ))
-    manifest = make_manifest(plan_nets(decoder.config, MANY, DType.F32))
-    costs = net_costs(manifest.nets, INT8)
-    cycles = {name: round(cost.seconds * CYCLES_PER_S) for name, cost in costs.items()}
-    compiler = CompilerInfo(name="modelled", version="1", cycles=cycles)
-    return Engine(TorchSession(manifest.model_copy(update={"compiler": compiler}), decoder))
+    nets = plan_nets(decoder.config, MANY, DType.F32)
+    cycles = {net.name: 100_000 + 977 * net.stage.new_tokens + 89 * net.stage.cache_length for net in nets.nets}
+    compiler = CompilerInfo(name="torch", version="0", cycles=cycles)
+    return Engine(TorchSession(make_manifest(nets).model_copy(update={"compiler": compiler}), decoder))
 
 
 @settings(max_examples=15, deadline=None)
@@ -108,7 +106,8 @@ def test_the_nets_that_are_counted_are_those_that_the_engine_launches(
         engine.forward([1] * cached, rows=0)
     session.launched.clear()
     engine.forward([2] * count)
-    passes = Passes.of(engine.nets, net_costs(engine.nets, INT8, session.manifest.compiler))
+    scheme = resolve_quant(QuantMode.INT8, DType.F16)
+    passes = Passes.of(engine.nets, net_costs(engine.nets, scheme, session.manifest.compiler))
     taken = list(passes.plan(cached, count))
     counted = [passes.launched(stage, rows=int(stage is taken[-1])) for stage in taken[:-1]]
     counted.append(passes.launched(taken[-1], rows=1))

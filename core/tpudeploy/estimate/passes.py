@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.net import LayerPart, NetSet, NetSpec, Split, Stage
-from tpudeploy.estimate.chip import BM1684X, HOST_S, ChipModel
+from tpudeploy.estimate.chip import BM1684X, CYCLES_PER_S, HOST_S, ChipModel
 from tpudeploy.estimate.costs import NetCosts
-from tpudeploy.runtime.pass_choice import choose_stage, plan_passes
+from tpudeploy.runtime.pass_plan import PassPlanner
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 
 
@@ -47,21 +47,30 @@ class Passes:
     costs: NetCosts
     stages: tuple[StageNets, ...]
     heads: dict[int, tuple[NetSpec, ...]]
+    planner: PassPlanner
     host_s: float = HOST_S
     chip: ChipModel = BM1684X
 
     @classmethod
     def of(cls, nets: NetSet, costs: NetCosts, *, host_s: float = HOST_S) -> Passes:
         """Find the stages. :raises BundleError: the net set cannot run."""
-        return cls(nets, costs, find_stages(nets), find_heads(nets), host_s)
+        stages = find_stages(nets)
+        shapes = [own.stage for own in stages]
+        sums = dict.fromkeys(shapes, 0.0)
+        for net in nets.nets:
+            if net.kind.is_block:
+                sums[net.stage] += costs[net.name].seconds
+        # As the engine sums cycles, and as finely: it compares whole numbers.
+        planner = PassPlanner(shapes, [max(1, round(sums[shape] * CYCLES_PER_S)) for shape in shapes])
+        return cls(nets, costs, stages, find_heads(nets), planner, host_s)
 
     def plan(self, cached: int, count: int) -> Iterator[Stage]:
         """The stages of the passes that the engine takes for ``count`` tokens over ``cached`` in the cache."""
-        return plan_passes([nets.stage for nets in self.stages], cached, count)
+        return (self.stages[index].stage for index in self.planner.plan(cached, count))
 
     def one(self, cached: int, count: int) -> Stage:
         """The stage of the first of them."""
-        return choose_stage([nets.stage for nets in self.stages], cached, count)
+        return self.stages[self.planner.first(cached, count)].stage
 
     def launched(self, stage: Stage, rows: int) -> tuple[NetSpec, ...]:
         """The nets of one pass, and of the output layer for ``rows`` tokens (0: none) after it."""

@@ -19,7 +19,7 @@ from tpudeploy.runtime.bundle_store import Bundle
 from tpudeploy.runtime.head import Head
 from tpudeploy.runtime.hidden import HiddenStates, PartialSums
 from tpudeploy.runtime.kv_cache import KvCache
-from tpudeploy.runtime.pass_choice import choose_stage
+from tpudeploy.runtime.pass_plan import PassPlanner, stage_costs
 from tpudeploy.runtime.passes import Pass
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -43,6 +43,8 @@ class Engine(TokenEngine):
         self.cache = KvCache(session, stages[0].caching, longest + largest)
         self._passes = self._build_passes(stages, largest)
         self._heads = self._build_heads(largest)
+        shapes = [nets.stage for nets in stages]
+        self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
 
     @property
     def seq_length(self) -> int:
@@ -105,9 +107,9 @@ class Engine(TokenEngine):
         self.cache.clear()
 
     def _choose(self, count: int) -> Pass:
-        """The pass that takes the next of ``count`` tokens over the present cache."""
-        stage = choose_stage([step.stage for step in self._passes], self.cache.length, count)
-        return next(step for step in self._passes if step.stage == stage)
+        """The first pass of the cheapest way to compute ``count`` tokens over the present cache."""
+        cached = self.cache.length
+        return self._passes[self._planner.first(cached, max(1, min(count, self.seq_length - cached)))]
 
     def _finish(self, step: Pass, first: int, stop: int) -> list[Array]:
         """Wait for a pass; logits of its rows from ``first`` to ``stop``, by one launch where a head is that large."""
