@@ -48,6 +48,13 @@ def test_for_people(tmp_path: Path) -> None:
     assert said.stderr == ""
 
 
+def test_what_does_not_fit_is_told_so(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    assert "does not fit" not in run_cli("estimate", "glm4:9b-chat-1m", env=env).stdout
+    said = run_cli("estimate", "glm4:9b-chat-1m", "--prompt", "1000000", env=env)
+    assert "does not fit, a chip has 17.2 GB at most" in said.stdout
+
+
 def test_lengths_that_are_asked_for_make_the_nets_as_long(tmp_path: Path) -> None:
     def length(*options: str) -> int:
         found = ok(run_cli("estimate", "chatglm3", *options, "--json", env=environment(tmp_path)))
@@ -88,6 +95,7 @@ def test_more_tokens_than_a_pass_can_give(tmp_path: Path) -> None:
         (("chatglm3", "--prompt", "many"), 2, "--prompt takes whole numbers"),
         (("chatglm3", "--prompt", "-5"), 2, "--prompt takes whole numbers"),
         (("chatglm3", "--prompt", "0"), 2, "1 token or more"),
+        (("chatglm3", "--prompt", "9" * 5000), 2, "--prompt takes whole numbers"),
         (("chatglm3", "--context", "1.5"), 2, "--context takes whole numbers"),
         (("chatglm3", "--prompt", "600", "--seq-length", "512"), 2, "600 tokens is over the sequence length 512"),
         (("chatglm3", "--prompt", "9000"), 2, "this model holds 8192"),

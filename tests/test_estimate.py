@@ -155,6 +155,17 @@ def test_a_profile_tells_both_engines_and_the_traffic() -> None:
     assert found.source is Source.ROOFLINE  # the other nets: what is told is only as good as the worst
 
 
+def test_cycles_of_zero_are_none() -> None:
+    """A net that takes no time would be infinitely fast; bundles come from elsewhere."""
+    nets, scheme = wide()
+    names, patterns = {net.name for net in nets.nets}, {net.pattern for net in nets.nets}
+    zero = NetProfile.model_validate(dict.fromkeys(NetProfile.model_fields, 0))
+    compiler = CompilerInfo(
+        name="tpu-mlir", version="1", cycles=dict.fromkeys(names, 0), profiles=dict.fromkeys(patterns, zero)
+    )
+    assert of(nets, scheme, compiler, host_s=0.0) == of(nets, scheme, host_s=0.0)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("model", ["chatglm3", "glm4"])
 def test_a_token_reads_every_weight_but_the_embedding_once(model: str, mode: QuantMode) -> None:

@@ -37,7 +37,7 @@ def print_estimate(estimate: Estimate) -> None:
     print_facts(
         [
             ("nets' times", f"{source}{f'; {estimate.note}' if estimate.note else ''}"),
-            ("device memory", ", ".join(format_bytes(size) for size in estimate.device_memory_bytes)),
+            ("device memory", _memory(estimate)),
         ]
     )
     _print_prompts(estimate)
@@ -45,6 +45,15 @@ def print_estimate(estimate: Estimate) -> None:
     _print_speculation(estimate)
     _print_times(estimate)
     _print_nets(estimate)
+
+
+def _memory(estimate: Estimate) -> str:
+    from tpudeploy.estimate.chip import BM1684X
+
+    sizes = ", ".join(format_bytes(size) for size in estimate.device_memory_bytes)
+    if max(estimate.device_memory_bytes) <= BM1684X.memory_bytes:
+        return sizes
+    return f"{sizes}: does not fit, a chip has {format_bytes(BM1684X.memory_bytes)} at most"
 
 
 def _print_prompts(estimate: Estimate) -> None:

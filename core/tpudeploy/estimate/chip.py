@@ -15,6 +15,7 @@ CYCLES_PER_S = 1e9
 class ChipModel(Value):
     """Rates of one chip; bytes, operations and seconds.
 
+    :param memory_bytes: the most that a board has.
     :param bandwidth: of device memory, as its maker states it: what a share of the limit is a share of.
     :param weights: weights that stream in, large transfers.
     :param scales: scales and zero points, small transfers.
@@ -30,6 +31,7 @@ class ChipModel(Value):
     :param link: bytes a second of such a copy. Not measured on hardware.
     """
 
+    memory_bytes: int = 16 << 30
     bandwidth: float = 68.26e9
     weights: float = 57.9e9
     scales: float = 22e9

@@ -72,17 +72,18 @@ def _cost(net: NetSpec, nets: NetSet, scheme: QuantScheme, compiler: CompilerInf
         moved_bytes=work.needed_bytes + work.activation_bytes + work.score_bytes,
         work=work,
     )
-    cycles = compiler.cycles.get(net.name) if compiler else None
+    # No net takes no time: zero means that nobody knows.
+    cycles = compiler.cycles.get(net.name, 0) if compiler else 0
     profile = compiler.profiles.get(net.pattern) if compiler else None
-    if profile is not None:
+    if profile is not None and profile.total_cycles:
         return NetCost(
             source=Source.PROFILE,
-            seconds=(profile.total_cycles if cycles is None else cycles) / CYCLES_PER_S,
+            seconds=(cycles or profile.total_cycles) / CYCLES_PER_S,
             dma_s=profile.dma_cycles / CYCLES_PER_S,
             arithmetic_s=profile.arithmetic_cycles / CYCLES_PER_S,
             moved_bytes=profile.moved_bytes,
             work=work,
         )
-    if cycles is not None:
+    if cycles:
         return modelled.model_copy(update={"source": Source.CYCLES, "seconds": cycles / CYCLES_PER_S})
     return modelled
