@@ -10,7 +10,7 @@ from tpudeploy.errors import BackendError
 from tpudeploy_backends.bmrt.structs import STATUS_NAMES, DeviceMem, DevStat, MiscInfo, Tensor
 from tpudeploy_backends.hardware.libsophon import LIBRARY, RUNTIME
 
-_LIB_CALLS: dict[str, tuple[type | None, tuple[object, ...]]] = {
+LIB_CALLS: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "bm_dev_getcount": (c_int, (POINTER(c_int),)),
     "bm_dev_request": (c_int, (POINTER(c_void_p), c_int)),
     "bm_dev_free": (None, (c_void_p,)),
@@ -21,7 +21,7 @@ _LIB_CALLS: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "bm_memcpy_d2d_byte": (c_int, (c_void_p, DeviceMem, c_size_t, DeviceMem, c_size_t, c_size_t)),
     "bm_thread_sync": (c_int, (c_void_p,)),
 }
-_RUNTIME_CALLS: dict[str, tuple[type | None, tuple[object, ...]]] = {
+RUNTIME_CALLS: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "bmrt_create": (c_void_p, (c_void_p,)),
     "bmrt_destroy": (None, (c_void_p,)),
     "bmrt_load_bmodel": (c_bool, (c_void_p, c_char_p)),
@@ -55,7 +55,7 @@ class Library:
         # libbmlib looks for the simulator's symbols among the global ones.
         self.lib = _load(folder, LIBRARY, ctypes.RTLD_GLOBAL)
         self.runtime = _load(folder, RUNTIME, ctypes.RTLD_LOCAL)
-        for library, calls in ((self.lib, _LIB_CALLS), (self.runtime, _RUNTIME_CALLS)):
+        for library, calls in ((self.lib, LIB_CALLS), (self.runtime, RUNTIME_CALLS)):
             _declare(library, calls)
         for name, call in _OPTIONAL_CALLS.items():
             if hasattr(self.lib, name):

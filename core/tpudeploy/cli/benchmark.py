@@ -45,7 +45,8 @@ def run_all(
         def announce(case: BenchCase, variant: Variant, number: int) -> None:
             nonlocal begun
             which = f"run {number} of {runs}" if number else "warming up"
-            line.update(f"{case.name}, {variant.name}, {which}", begun, total, f"{begun}/{total}")
+            how = f", {variant.name}" if len(variants) > 1 else ""
+            line.update(f"{case.name}{how}, {which}", begun, total, f"{begun}/{total}")
             begun += 1
 
         try:
