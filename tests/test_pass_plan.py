@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_no_way_is_cheaper(data: st.DataObject) -> None:
     shapes = stages((data.draw(st.integers(1, 9)), 24), *pairs)
     costs = [data.draw(st.integers(1, 20)) for _ in shapes]
 
-    @lru_cache(maxsize=None)
+    @cache
     def cheapest(left: int) -> int:
         if left <= 0:
             return 0
@@ -134,9 +134,9 @@ def test_one_unknown_net_and_all_costs_are_guessed() -> None:
 
 def test_the_rule_of_thumb_is_near_what_was_measured() -> None:
     base = guessed_cost(Stage(new_tokens=128, cache_length=512))
-    for (new, cache), cycles in {(64, 512): 4618, (192, 512): 7455, **MEASURED}.items():
+    for (new, length), cycles in {(64, 512): 4618, (192, 512): 7455, **MEASURED}.items():
         if new >= 64:
-            ratio = guessed_cost(Stage(new_tokens=new, cache_length=cache)) / base
+            ratio = guessed_cost(Stage(new_tokens=new, cache_length=length)) / base
             assert ratio == pytest.approx(cycles / MEASURED[128, 512], rel=0.1)
 
 
@@ -150,7 +150,9 @@ def test_the_engine_goes_by_the_cycles_of_its_bundle(
     ran: list[int] = []
     for step in engine._passes:
         run = step.run
-        monkeypatch.setattr(step, "run", lambda chunk, run=run, step=step: (ran.append(step.stage.new_tokens), run(chunk)))
+        monkeypatch.setattr(
+            step, "run", lambda chunk, run=run, step=step: (ran.append(step.stage.new_tokens), run(chunk))
+        )
     logits = engine.forward(ids)
     assert ran == expected
     np.testing.assert_allclose(logits[0], reference_logits(decoder, ids)[-1], atol=2e-4)

@@ -39,7 +39,6 @@ class NetPlan(Value):
     decode_cache_lengths: tuple[int, ...] = ()
     verify: tuple[Stage, ...] = ()
 
-
     def simplest(self) -> NetPlan:
         """The plan with one stage of prefill and one of decode where it leaves them open.
 
