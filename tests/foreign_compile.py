@@ -85,6 +85,7 @@ class _Wrapped:
         plan = NetPlan(
             seq_length=LENGTH,
             prefill=(Stage(new_tokens=LENGTH, cache_length=0), Stage(new_tokens=1, cache_length=LENGTH)),
+            verify=(),
         )
         nets = plan_nets(decoder.config, plan, DType.F32)
         if theirs.name == "lm_head":

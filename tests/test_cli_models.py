@@ -125,6 +125,8 @@ def test_compile_prints_the_folder_and_reuses_it(env: dict[str, str], tmp_path: 
         "16x64",
         "--decode-cache",
         "32,64",
+        "--verify-nets",
+        "4x64",
     ]
     command = ["compile", "chatglm3:demo", *options]
     first = run_program(*command, env=env)
@@ -133,7 +135,8 @@ def test_compile_prints_the_folder_and_reuses_it(env: dict[str, str], tmp_path: 
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["nets"]["seq_length"] == 64
     stages = {(net["stage"]["new_tokens"], net["stage"]["cache_length"]) for net in manifest["nets"]["nets"]}
-    assert {(16, 64), (1, 32), (1, 64)} <= stages
+    assert {(16, 64), (1, 32), (1, 64), (4, 64)} <= stages
+    assert (8, 64) not in stages
     assert "[1/4] slice" in first.stderr
     assert "\x1b" not in first.stderr
     again = run_program(*command, "--json", "--output", tmp_path / "out", env=env)
@@ -150,8 +153,8 @@ def test_compile_prints_the_folder_and_reuses_it(env: dict[str, str], tmp_path: 
     ("arguments", "code", "message"),
     [
         (["compile", "chatglm3:demo", "--format", "elf"], 2, "unknown bundle format 'elf'"),
-        (["compile", "chatglm3:demo", "--format", "onnx", "--prefill", "12"], 2, "'12' is no prefill stage"),
-        (["compile", "chatglm3:demo", "--format", "onnx", "--prefill", "0x12"], 2, "'0x12' is no prefill stage"),
+        (["compile", "chatglm3:demo", "--format", "onnx", "--prefill", "12"], 2, "'12' is no stage"),
+        (["compile", "chatglm3:demo", "--format", "onnx", "--prefill", "0x12"], 2, "'0x12' is no stage"),
         (["compile", "chatglm3:demo", "--format", "onnx", "--seq-length", "99999"], 2, "99999"),
         (["compile", "chatglm3:demo", "--jobs", "0"], 2, "--jobs"),
         (["compile", "chatglm3:demo", "--quant", "int3"], 2, "unknown quantization mode"),

@@ -36,7 +36,7 @@ from tpudeploy.runtime.bundle_store import open_bundle
 from tpudeploy.settings import Settings
 
 pytestmark = pytest.mark.toolchain
-SMALL = NetPlan(seq_length=64, prefill=(Stage(new_tokens=16, cache_length=64),))
+SMALL = NetPlan(seq_length=64, prefill=(Stage(new_tokens=16, cache_length=64),), verify=())
 
 
 def chip_plan(folder: Path, quant: QuantMode = QuantMode.INT8, **options: object) -> BuildPlan:

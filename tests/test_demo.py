@@ -151,7 +151,7 @@ def test_dialogues_are_answered_on_the_simulated_chip(
     home = link_toolchain(tmp_path / "home")
     # A short cache, because the simulator computes every row of it; prefill in two passes for the tool's prompt, of
     # which many short ones would take longer.
-    nets = NetPlan(seq_length=320, prefill=(Stage(new_tokens=80, cache_length=320),))
+    nets = NetPlan(seq_length=320, prefill=(Stage(new_tokens=80, cache_length=320),), verify=())
     folder = build(family, home, quant, BundleFormat.BMODEL, nets)
     chosen = {"greeting-zh-1": None, "weather-tool-zh-2": 6 if family == "chatglm3" else 4}
     engine = open_engine(open_bundle(folder), registry().backend("simulator"))

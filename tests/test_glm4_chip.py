@@ -28,7 +28,7 @@ def test_chip_and_cpu_agree(chip_settings: Settings, tmp_path: Path) -> None:
     source = open_source(GLM4(), GLM4().variants()[0], chip_settings, model_dir=folder)
     options = VerifyOptions(
         quant=QuantMode.INT8,
-        nets=NetPlan(seq_length=48, prefill=(Stage(new_tokens=16, cache_length=48),)),
+        nets=NetPlan(seq_length=48, prefill=(Stage(new_tokens=16, cache_length=48),), verify=()),
         prompts=(Prompt(name="two-chunks", ids=tuple(range(20, 40))),),
         max_new_tokens=2,
     )

@@ -14,15 +14,19 @@ import typer
 
 from third_party.tpudeploy_acme.adapter import Acme
 from third_party.tpudeploy_acme.backend import AcmeChip
+from third_party.tpudeploy_acme.drafter import LastAgain
 from tpudeploy import hookimpl, hookspecs
 from tpudeploy.cli import plugin_commands
 from tpudeploy.cli.plugin_commands import collect_commands
 from tpudeploy.contracts.adapter import ModelAdapter
 from tpudeploy.contracts.backend import Backend
+from tpudeploy.contracts.drafter import Drafter
 from tpudeploy.contracts.progress import StageEvent, no_progress
 from tpudeploy.errors import PluginError, UnknownNameError, UsageError
+from tpudeploy.launch.generation import find_drafter
 from tpudeploy.launch.observers import with_observers
 from tpudeploy.plugins import PluginRegistry, call_hook, load_plugins
+from tpudeploy.runtime.prompt_lookup import PromptLookup
 
 
 class ModelPlugin:
@@ -48,10 +52,23 @@ class BackendPlugin:
         self.seen.append(event)
 
 
+class DrafterPlugin:
+    """Registers drafters, one of which takes a name that means something else."""
+
+    names: tuple[str, ...] = ("acme-again",)
+
+    @hookimpl
+    def tpudeploy_drafters(self) -> Sequence[Drafter]:
+        drafters = [LastAgain() for _ in self.names]
+        for drafter, name in zip(drafters, self.names, strict=True):
+            drafter.name = name
+        return drafters
+
+
 @pytest.fixture
 def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A module whose attributes entry points can name."""
-    module = SimpleNamespace(model=ModelPlugin(), backend=BackendPlugin(), empty=object())
+    module = SimpleNamespace(model=ModelPlugin(), backend=BackendPlugin(), drafter=DrafterPlugin(), empty=object())
     monkeypatch.setitem(sys.modules, "offered", module)  # type: ignore[arg-type]
     yield module
 
@@ -71,6 +88,24 @@ def test_every_hook_has_a_docstring_with_its_parameters() -> None:
             assert hook.__doc__, name
             for parameter in inspect.signature(hook).parameters:
                 assert f":param {parameter}:" in hook.__doc__, (name, parameter)
+
+
+def test_drafters_are_found_by_name(offered: SimpleNamespace) -> None:
+    found = load(point("drafter"))
+    assert found.records[0].provides == ("drafter acme-again",)
+    assert find_drafter("acme-again", found) is found.drafters["acme-again"]
+    assert find_drafter("none", found) is None
+    assert isinstance(find_drafter("prompt-lookup", found), PromptLookup)
+    with pytest.raises(UnknownNameError, match="unknown drafter"):
+        find_drafter("nobody", found)
+
+
+@pytest.mark.parametrize("name", ["none", "prompt-lookup", ""])
+def test_names_that_no_drafter_can_have(offered: SimpleNamespace, name: str) -> None:
+    offered.drafter.names = ("good", name)
+    found = load(point("drafter"))
+    assert list(found.drafters) == ["good"]
+    assert found.records[0].error
 
 
 def test_what_plugins_register_is_found_by_name(offered: SimpleNamespace) -> None:

@@ -81,8 +81,8 @@ def records(fresh: Environment) -> dict[str, dict[str, Any]]:
 def test_it_is_listed_with_package_version_hooks_and_what_it_provides(fresh: Environment) -> None:
     record = records(fresh)["tpudeploy-acme/acme"]
     assert record["version"] == "1.2.3"
-    assert record["hooks"] == ["tpudeploy_backends", "tpudeploy_commands", "tpudeploy_models"]
-    assert record["provides"] == ["model acme", "backend acme-chip", "command acme-hello"]
+    assert record["hooks"] == ["tpudeploy_backends", "tpudeploy_commands", "tpudeploy_drafters", "tpudeploy_models"]
+    assert record["provides"] == ["model acme", "backend acme-chip", "drafter acme-again", "command acme-hello"]
     assert "run exists already" in record["error"]
     table = fresh.run("plugins").stdout
     assert "tpudeploy-acme 1.2.3" in table
@@ -111,6 +111,13 @@ def test_its_model_runs(fresh: Environment, tmp_path: Path) -> None:
     options = ["--prompt-ids", "1,2,3", "--max-new-tokens", "5", "--backend", "cpu"]
     said = fresh.json("run", "acme", "--model-dir", folder, *options)
     assert (said["model"], said["quant"], len(said["token_ids"])) == ("acme", "int4", 5)
+    assert said["drafted_tokens"] == 0, "three tokens repeat nothing"
+    drafted = fresh.json("run", "acme", "--model-dir", folder, *options, "--draft", "acme-again")
+    assert drafted["token_ids"] == said["token_ids"]
+    assert drafted["drafted_tokens"] > 0
+    unknown = fresh.run("run", "acme", "--model-dir", folder, *options, "--draft", "nobody")
+    assert unknown.returncode == 2
+    assert "acme-again" in unknown.stderr
 
 
 def test_its_backend_is_known_and_says_why_it_cannot_run(fresh: Environment) -> None:

@@ -186,7 +186,7 @@ def test_the_original_model_on_two_chips(tmp_path: Path) -> None:
 def test_two_simulated_chips(tmp_path: Path, installed_toolchain: Toolchain, split: Split) -> None:
     layers = 1 if split is Split.TENSOR else 2  # of a divided layer, two nets a chip and stage are compiled
     folder = write_checkpoint(tmp_path / "c", num_layers=layers, torch_dtype="float16")
-    nets = NetPlan(seq_length=32, prefill=(Stage(new_tokens=8, cache_length=32),))
+    nets = NetPlan(seq_length=32, prefill=(Stage(new_tokens=8, cache_length=32),), verify=())
     home = link_toolchain(tmp_path / "home")
     plan = plan_of(folder, 2, split, nets=nets, quant=QuantMode.F16, format=BundleFormat.BMODEL)
     bundle = open_bundle(build_bundle(plan, home).folder)

@@ -27,7 +27,7 @@ from tpudeploy.verify.reference import reference_logits
 
 torch.set_num_threads(1)
 
-PLAN = NetPlan(seq_length=32, prefill=(Stage(new_tokens=8, cache_length=32),))
+PLAN = NetPlan(seq_length=32, prefill=(Stage(new_tokens=8, cache_length=32),), verify=())
 LOOSE = Limits(net_cosine=0.9, logits_cosine=0.9, regret=0.5)
 PROMPT = Prompt(name="p", ids=tuple(range(5, 16)))
 REFERENCE = np.array([[0, 1, 5, 2], [4, 0, 0, 3], [0, 9, 1, 1]], dtype=np.float32)

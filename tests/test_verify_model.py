@@ -40,7 +40,7 @@ from tpudeploy.verify import (
 from tpudeploy.verify.limits import LIMITS
 from tpudeploy.verify.nets import net_row
 
-PLAN = NetPlan(seq_length=48, prefill=(Stage(new_tokens=16, cache_length=48),))
+PLAN = NetPlan(seq_length=48, prefill=(Stage(new_tokens=16, cache_length=48),), verify=())
 PROMPTS = (Prompt(name="short", ids=(7, 8, 9)), Prompt(name="two-chunks", ids=tuple(range(20, 40))))
 
 

@@ -23,7 +23,7 @@ def test_chip_and_cpu_agree(chip_settings: Settings, tmp_path: Path, quant: Quan
     source = source_of(write_checkpoint(tmp_path / "model", seed=3))
     options = VerifyOptions(
         quant=quant,
-        nets=NetPlan(seq_length=48, prefill=(Stage(new_tokens=16, cache_length=48),)),
+        nets=NetPlan(seq_length=48, prefill=(Stage(new_tokens=16, cache_length=48),), verify=()),
         prompts=(Prompt(name="two-chunks", ids=tuple(range(20, 40))),),
         max_new_tokens=2,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tpudeploy.contracts.adapter import ModelAdapter
     from tpudeploy.contracts.backend import Backend
     from tpudeploy.contracts.decoder import DecoderConfig
+    from tpudeploy.contracts.drafter import Drafter
     from tpudeploy.contracts.patch import Patch
     from tpudeploy.contracts.progress import StageEvent
 
@@ -39,6 +40,17 @@ def tpudeploy_backends() -> Sequence[Backend]:  # type: ignore[empty-body]
     """Register ways to run nets.
 
     :return: backends; their names must not be taken.
+    """
+
+
+@hookspec
+def tpudeploy_drafters() -> Sequence[Drafter]:  # type: ignore[empty-body]
+    """Register ways to guess the next tokens of an answer, which users choose with ``--draft NAME``.
+
+    A guess is checked by the model before it counts, so a drafter cannot change an answer. One that fails, or drafts
+    too many tokens or ids that the model does not have, is not asked again for that answer, and the user is told.
+
+    :return: drafters; their names must not be taken, nor be ``prompt-lookup`` or ``none``.
     """
 
 

@@ -18,11 +18,12 @@ from tpudeploy import hookspecs
 from tpudeploy.contracts.adapter import ModelAdapter
 from tpudeploy.contracts.backend import Backend
 from tpudeploy.contracts.base import Value
+from tpudeploy.contracts.drafter import RESERVED_NAMES, Drafter
 from tpudeploy.errors import PluginError, TpuDeployError, UnknownNameError
 
 ENTRY_POINT_GROUP = "tpudeploy"
 
-T = TypeVar("T", ModelAdapter, Backend)
+T = TypeVar("T", ModelAdapter, Backend, Drafter)
 
 
 class PluginRecord(Value):
@@ -54,6 +55,7 @@ class PluginRegistry:
     records: list[PluginRecord] = field(default_factory=list)
     models: dict[str, ModelAdapter] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)
+    drafters: dict[str, Drafter] = field(default_factory=dict)
 
     def model(self, name: str) -> ModelAdapter:
         """The adapter called ``name``. :raises UnknownNameError: there is none."""
@@ -118,6 +120,7 @@ def _register(record: PluginRecord, plugin: object, found: PluginRegistry) -> Pl
     for what, kind, known in (
         ("model", ModelAdapter, found.models),
         ("backend", Backend, found.backends),
+        ("drafter", Drafter, found.drafters),
     ):
         hook = getattr(plugin, f"tpudeploy_{what}s", None)
         if hook is not None:
@@ -141,6 +144,8 @@ def _collect(
     for item in offered:
         if not isinstance(item, kind) or not getattr(item, "name", ""):
             errors.append(f"{item!r} is not a named {kind.__name__}")
+        elif kind is Drafter and item.name in RESERVED_NAMES:
+            errors.append(f"the {what} {item.name!r} would have a name that means something else")
         elif item.name in known:
             errors.append(f"the {what} {item.name!r} is already registered by another plugin")
         else:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from tpudeploy.bench.cases import BenchCase, Variant
 from tpudeploy.launch import LoadedModel
-from tpudeploy.runtime.generator import Cancelled, GenerationResult, never
+from tpudeploy.runtime.generator import GenerationResult, never
+from tpudeploy.runtime.writer import Cancelled
 
 Announce = Callable[[BenchCase, Variant, int], None]
 """Told which run begins: case, variant, and its number from 1, or 0 for one that only warms up."""

@@ -35,6 +35,8 @@ def answer_once(target: Target, question: Question, options: GenerationOptions, 
         else:
             answer.run(show=True)
             print_note(f"[{describe_result(answer.result)}, {model.quant} on {model.backend.name}]")
+        if answer.result.draft_problem:
+            print_note(f"({answer.result.draft_problem})")
 
 
 class Answering:
@@ -92,6 +94,11 @@ class Answering:
             "prompt_tokens": result.prompt_tokens,
             "first_token_s": result.first_token_s,
             "tokens_per_s": result.tokens_per_s,
+            "passes": result.drafts.passes,
+            "tokens_per_pass": result.tokens_per_pass,
+            "drafted_tokens": result.drafts.drafted,
+            "accepted_tokens": result.drafts.accepted,
+            "recomputed_tokens": result.drafts.recomputed,
             "seq_length": self._model.engine.seq_length,
             "bundle": str(self._model.path),
         } | ({"tool_call": call.model_dump(mode="json")} if call else {})
@@ -136,6 +143,8 @@ def describe_result(result: GenerationResult) -> str:
         parts.append(f"first after {format_seconds(result.first_token_s)}")
     if result.tokens_per_s:
         parts.append(f"{result.tokens_per_s:.1f} tokens/s")
+    if result.drafts.verify_passes:
+        parts.append(f"{result.tokens_per_pass:.1f} tokens a pass")
     if result.finish_reason == "length":
         parts.append("ended by the length limit")
     return ", ".join(parts)

@@ -104,6 +104,8 @@ class Chat:
             print_note("(stopped)")
         elif reply.result.finish_reason == "length":
             print_note("(ended by the length limit)")
+        if reply.result.draft_problem:
+            print_note(f"({reply.result.draft_problem})")
 
     def _help(self) -> None:
         print_line(HELP)

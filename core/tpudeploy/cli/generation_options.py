@@ -86,6 +86,16 @@ RepetitionPenalty = Annotated[
         help="Over 1: make tokens that were seen less likely.",
     ),
 ]
+Draft = Annotated[
+    str,
+    typer.Option(
+        "--draft",
+        metavar="NAME",
+        envvar="TPUDEPLOY_DRAFT",
+        help="Who guesses tokens that one pass then checks: prompt-lookup, a plugin's drafter, or none. "
+        "It changes the speed of an answer, not the answer.",
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", metavar="N", envvar="TPUDEPLOY_SEED", show_default=False, help="Make drawing repeatable."),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from tpudeploy.contracts.drafter import NO_DRAFTS, PROMPT_LOOKUP, Drafter
+from tpudeploy.errors import UnknownNameError
+from tpudeploy.plugins import PluginRegistry
 from tpudeploy.runtime.generator import GenerationOptions
+from tpudeploy.runtime.prompt_lookup import PromptLookup
 from tpudeploy.runtime.sampling import SamplingOptions
 
 
@@ -16,11 +20,13 @@ def generation_options(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
+    drafter: Drafter | None = None,
 ) -> GenerationOptions:
     """Options of one answer.
 
     :param greedy: wins over the temperature.
     :param temperature: None means greedy, or 1 where tokens are to be drawn because of ``top_k`` or ``top_p``.
+    :param drafter: see :func:`find_drafter`; None for none.
     :raises UsageError: a value out of its range.
     """
     if temperature is None:
@@ -32,4 +38,18 @@ def generation_options(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    return GenerationOptions(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, sampling=sampling)
+    return GenerationOptions(max_new_tokens=max_new_tokens, ignore_eos=ignore_eos, drafter=drafter, sampling=sampling)
+
+
+def find_drafter(name: str, registry: PluginRegistry) -> Drafter | None:
+    """The drafter called ``name``; None for ``none``.
+
+    :raises UnknownNameError: no plugin has one of that name.
+    """
+    if name == NO_DRAFTS:
+        return None
+    if name == PROMPT_LOOKUP:
+        return PromptLookup()
+    if name not in registry.drafters:
+        raise UnknownNameError("drafter", name, [PROMPT_LOOKUP, *registry.drafters, NO_DRAFTS])
+    return registry.drafters[name]

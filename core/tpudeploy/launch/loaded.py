@@ -14,8 +14,9 @@ from tpudeploy.errors import TokenizerError
 from tpudeploy.launch.text import TextTools
 from tpudeploy.runtime.bundle_store import Bundle
 from tpudeploy.runtime.conversation import Conversation
-from tpudeploy.runtime.generator import Cancelled, Generation, GenerationOptions, generate, never
+from tpudeploy.runtime.generator import Generation, GenerationOptions, generate, never
 from tpudeploy.runtime.token_engine import TokenEngine
+from tpudeploy.runtime.writer import Cancelled
 
 NO_TOKENIZER_HINT = "Give token ids with --prompt-ids, or put the model's tokenizer files beside its weights."
 

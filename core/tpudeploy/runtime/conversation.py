@@ -17,7 +17,6 @@ from typing import Any
 from tpudeploy.contracts.chat import Answer, ChatTemplate, Message, Tokenizer
 from tpudeploy.runtime.generator import (
     DEFAULT_OPTIONS,
-    Cancelled,
     GenerationOptions,
     GenerationResult,
     generate,
@@ -25,6 +24,7 @@ from tpudeploy.runtime.generator import (
 )
 from tpudeploy.runtime.reply import Reply
 from tpudeploy.runtime.token_engine import TokenEngine
+from tpudeploy.runtime.writer import Cancelled
 
 ANSWER_ROOM = 256
 """Tokens to leave for an answer of no stated length, where a quarter of the sequence length is not less."""

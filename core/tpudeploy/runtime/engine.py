@@ -7,22 +7,27 @@ one thread at a time may use an engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tpudeploy.contracts.backend import Backend, Session
-from tpudeploy.contracts.dtypes import Array
-from tpudeploy.contracts.net import NetSet, Split
+from tpudeploy.contracts.dtypes import Array, DType
+from tpudeploy.contracts.net import NetKind, NetSet, Split
 from tpudeploy.errors import BundleError, SequenceTooLongError, UsageError
 from tpudeploy.runtime.bundle_store import Bundle
 from tpudeploy.runtime.head import Head
 from tpudeploy.runtime.hidden import HiddenStates, PartialSums
 from tpudeploy.runtime.kv_cache import KvCache
+from tpudeploy.runtime.pass_cycles import stage_cycles
 from tpudeploy.runtime.pass_plan import PassPlanner, stage_costs
 from tpudeploy.runtime.passes import Pass
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 from tpudeploy.runtime.token_engine import TokenEngine
+
+ROUNDING = {DType.F32: 3e-5, DType.F16: 0.002, DType.BF16: 0.016}
+"""See :attr:`TokenEngine.rounding`; of one layer, they add up as random errors do. docs/explanation/speculation.md"""
 
 
 class Engine(TokenEngine):
@@ -45,6 +50,7 @@ class Engine(TokenEngine):
         self._heads = self._build_heads(largest)
         shapes = [nets.stage for nets in stages]
         self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
+        self._verify_stages = self.nets.stages(NetKind.VERIFY)
 
     @property
     def seq_length(self) -> int:
@@ -102,6 +108,59 @@ class Engine(TokenEngine):
             return logits[0]
         return np.concatenate(logits) if logits else np.empty((0, self.vocab_size), dtype=np.float32)
 
+    def draft_limit(self) -> int:
+        """See :meth:`TokenEngine.draft_limit`."""
+        cached = self.cache.length
+        widths = [stage.new_tokens for stage in self._verify_stages if stage.cache_length >= cached]
+        return max(0, min(max(widths, default=0), self.seq_length - cached) - 1)
+
+    def verify_extra(self) -> float | None:
+        """See :meth:`TokenEngine.verify_extra`; from the compiler's cycles."""
+        most = self.draft_limit() + 1
+        if most == 1:
+            return None
+        stages = (self._choose(1).stage, self._choose_verifying(most).stage)
+        one, several = (stage_cycles(self.session.manifest, stage) for stage in stages)
+        return several / one - 1 if one and several else None
+
+    @property
+    def rounding(self) -> float:
+        """See :attr:`TokenEngine.rounding`."""
+        return ROUNDING[self.nets.activation] * math.sqrt(self.nets.config.num_layers)
+
+    @property
+    def settled(self) -> bool:
+        """See :attr:`TokenEngine.settled`."""
+        return self.cache.settled == self.cache.length
+
+    def verify(self, ids: Sequence[int]) -> Array:
+        """See :meth:`TokenEngine.verify`."""
+        self._check(ids, len(ids))
+        if len(ids) > self.draft_limit() + 1:
+            raise UsageError(f"no pass verifies {len(ids) - 1} drafted tokens here.")
+        self.session.sync()
+        step = self._choose_verifying(len(ids))
+        step.run(ids)
+        logits = self._finish(step, 0, len(ids))
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def accept(self, ids: Sequence[int]) -> None:
+        """See :meth:`TokenEngine.accept`."""
+        self.cache.extend(ids, drafted=True)
+
+    def settle(self) -> Iterator[int]:
+        """See :meth:`TokenEngine.settle`."""
+        start, ids = self.cache.settled, self.cache.ids
+        stops = []
+        while start < len(ids):
+            start = self.cache.next_pass(start)
+            stops.append(start)
+        self.cache.truncate(self.cache.settled)
+        for stop in stops:
+            chunk = ids[self.cache.length : stop]
+            self.forward(chunk, rows=0)
+            yield len(chunk)
+
     def forget(self) -> None:
         """See :meth:`TokenEngine.forget`."""
         self.cache.clear()
@@ -111,6 +170,12 @@ class Engine(TokenEngine):
         cached = self.cache.length
         return self._passes[self._planner.first(cached, max(1, min(count, self.seq_length - cached)))]
 
+    def _choose_verifying(self, count: int) -> Pass:
+        """The narrowest pass that computes ``count`` tokens over the present cache and has an output layer for them."""
+        cached = self.cache.length
+        able = [step for step in self._passes if step.stage in self._verify_stages]
+        return next(step for step in able if step.stage.new_tokens >= count and step.stage.cache_length >= cached)
+
     def _finish(self, step: Pass, first: int, stop: int) -> list[Array]:
         """Wait for a pass; logits of its rows from ``first`` to ``stop``, by one launch where a head is that large."""
         if first >= stop:
@@ -118,7 +183,7 @@ class Engine(TokenEngine):
             return []
         head = self._heads.get(step.stage.new_tokens)
         if head is not None and stop - first > 1:
-            return [head.read(0)[first:stop]]
+            return [head.read(0, stop)[first:]]
         return [self._heads[1].read(row) for row in range(first, stop)]
 
     def _check(self, ids: Sequence[int], rows: int) -> None:

@@ -2,27 +2,25 @@
 
 Length: the cache holds ``seq_length`` tokens, and an answer's last token need not be in it. So a prompt of ``n`` tokens
 leaves room for ``seq_length - n + 1``: at least one, as long as the prompt fits.
-
-Every token is computed as "the sequence so far, less what the cache holds of it". So a prompt that begins like an
-earlier one costs only what differs, and a generation that was interrupted, closed or overtaken by another leaves
-nothing behind that could spoil the next.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tpudeploy.contracts.dtypes import Array
-from tpudeploy.errors import BackendError, SequenceTooLongError, UsageError
+from tpudeploy.contracts.drafter import Drafter
+from tpudeploy.errors import SequenceTooLongError, UsageError
+from tpudeploy.runtime.prompt_lookup import PromptLookup
 from tpudeploy.runtime.sampling import Sampler, SamplingOptions
+from tpudeploy.runtime.speculation import DraftCounts
 from tpudeploy.runtime.token_engine import TokenEngine
+from tpudeploy.runtime.writer import Cancelled, Ends, Writer
 
 FinishReason = Literal["stop", "length", "cancelled"]
-Cancelled = Callable[[], bool]
-"""Asked before every pass whether to give up, for example ``threading.Event().is_set``."""
 
 
 def never() -> bool:
@@ -37,12 +35,14 @@ class GenerationOptions:
     :param max_new_tokens: tokens of the answer at most; None: as many as fit.
     :param stop_ids: ids that end the answer; they are not part of it.
     :param ignore_eos: take stop ids for ordinary tokens, as benchmarks do.
+    :param drafter: guesses tokens, where the engine can verify them; None: one token a pass.
     :raises UsageError: ``max_new_tokens`` is below 1.
     """
 
     max_new_tokens: int | None = None
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    drafter: Drafter | None = field(default_factory=PromptLookup)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def __post_init__(self) -> None:
@@ -78,6 +78,8 @@ class GenerationResult:
     :param first_token_s: computing time up to the first token; None where there was none.
     :param tokens_per_s: rate of the tokens after the first; 0 where there were none.
     :param elapsed_s: computing time; what a slow reader spends between tokens does not count.
+    :param drafts: passes after the first token, and what has become of drafts.
+    :param draft_problem: why drafting ended early; empty where it did not.
     """
 
     token_ids: tuple[int, ...]
@@ -88,6 +90,14 @@ class GenerationResult:
     first_token_s: float | None
     tokens_per_s: float
     elapsed_s: float
+    drafts: DraftCounts = field(default_factory=DraftCounts)
+    draft_problem: str = ""
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens after the first, a token that ended the answer included, for each pass; 0 where there were none."""
+        tokens = len(self.token_ids) + (self.stop_id is not None) - 1
+        return tokens / self.drafts.passes if self.drafts.passes else 0.0
 
 
 class Generation(Iterator[TokenEvent]):
@@ -99,100 +109,64 @@ class Generation(Iterator[TokenEvent]):
     def __init__(
         self, engine: TokenEngine, prompt_ids: Sequence[int], options: GenerationOptions, cancelled: Cancelled
     ) -> None:
-        self._engine = engine
-        self._ids = [int(token_id) for token_id in prompt_ids]
-        self._prompt_tokens = len(self._ids)
+        ids = [int(token_id) for token_id in prompt_ids]
+        self._prompt_tokens = len(ids)
         self._limit = _token_limit(self._prompt_tokens, engine.seq_length, options.max_new_tokens)
         self._stop_ids = frozenset() if options.ignore_eos else options.stop_ids
         _check_choice(engine, options.sampling)
-        self._sampler = Sampler(options.sampling, self._ids)
-        self._cancelled = cancelled
+        ends = Ends(self._stop_ids, self._prompt_tokens + self._limit)
+        self._writer = Writer(engine, ids, Sampler(options.sampling, ids), options.drafter, ends, cancelled)
+        self._ready: deque[int] = deque()
+        self._shown: list[int] = []
         self._finish: FinishReason | None = None
         self._stop_id: int | None = None
-        self._reused: int | None = None
         self._first_token_s: float | None = None
         self._elapsed_s = 0.0
-        self._steps = 0
-        self._held = 0
-        """Tokens of the sequence that the cache held when its revision was ``_revision``."""
-        self._revision: int | None = None
 
     @property
     def result(self) -> GenerationResult:
         """What it came to; what it has come to so far, and cancelled, where it was not finished."""
         later_s = self._elapsed_s - (self._first_token_s or 0.0)
-        later = self._steps - 1
+        later = len(self._shown) + (self._stop_id is not None) - 1
         return GenerationResult(
-            token_ids=tuple(self._ids[self._prompt_tokens :]),
+            token_ids=tuple(self._shown),
             finish_reason=self._finish or "cancelled",
             stop_id=self._stop_id,
             prompt_tokens=self._prompt_tokens,
-            reused_tokens=self._reused or 0,
+            reused_tokens=self._writer.reused or 0,
             first_token_s=self._first_token_s,
             tokens_per_s=later / later_s if later > 0 and later_s > 0 else 0.0,
             elapsed_s=self._elapsed_s,
+            drafts=replace(self._writer.counts),
+            draft_problem=self._writer.draft_problem,
         )
 
     def __next__(self) -> TokenEvent:
         if self._finish is not None:
             raise StopIteration
-        started = time.perf_counter()
-        try:
-            token_id = self._step()
-        finally:
-            self._elapsed_s += time.perf_counter() - started
-        if token_id is None:
+        if not self._ready:
+            started = time.perf_counter()
+            try:
+                self._ready.extend(self._writer.advance())
+            finally:
+                self._elapsed_s += time.perf_counter() - started
+        if not self._ready:
             self._finish = "cancelled"
             raise StopIteration
-        self._steps += 1
+        token_id = self._ready.popleft()
         if self._first_token_s is None:
             self._first_token_s = self._elapsed_s
         if token_id in self._stop_ids:
             self._finish, self._stop_id = "stop", token_id
             raise StopIteration
-        self._ids.append(token_id)
-        index = len(self._ids) - self._prompt_tokens - 1
-        if index + 1 == self._limit:
+        self._shown.append(token_id)
+        if len(self._shown) == self._limit:
             self._finish = "length"
-        return TokenEvent(token_id, index, self._elapsed_s)
+        return TokenEvent(token_id, len(self._shown) - 1, self._elapsed_s)
 
     def close(self) -> None:
         """Generate no more. Idempotent."""
         self._finish = self._finish or "cancelled"
-
-    def _step(self) -> int | None:
-        """Compute what is missing and choose a token; None where it was cancelled."""
-        computed = self._compute()
-        if computed is None or isinstance(computed, int):
-            return computed
-        try:
-            return self._sampler.sample(computed)
-        except BackendError:
-            self._engine.forget()
-            raise
-
-    def _compute(self) -> Array | int | None:
-        """Logits (vocab,) after the sequence so far, or the token that the nets choose themselves.
-
-        Asks between passes whether to give up, and is None if so.
-        """
-        engine = self._engine
-        # What nobody touched since is not compared again: for each token, the whole sequence so far would be.
-        known = self._held if engine.revision == self._revision else 0
-        start = engine.reuse(self._ids, known=known)
-        if self._reused is None:
-            self._reused = start
-        while not self._cancelled():
-            stop = start + engine.pass_size(len(self._ids) - start)
-            chunk = self._ids[start:stop]
-            if stop < len(self._ids):
-                engine.forward(chunk, rows=0)
-            else:
-                computed = engine.forward(chunk)[0] if engine.gives_logits else engine.next_token(chunk)
-                self._held, self._revision = stop, engine.revision
-                return computed
-            start = stop
-        return None
 
 
 def generate(

@@ -4,10 +4,15 @@ A row is what one token adds to one layer: ``kv_heads * head_dim`` elements. Whe
 chips, each has a buffer for the heads that it computes. Rows below :attr:`KvCache.length` are
 valid; whatever lies above is never seen (the attention mask hides it) and is overwritten by the tokens to come. A
 padded pass writes all of its rows, so the buffers have more rows than tokens can ever be valid.
+
+Rows that a verify pass wrote are a rounding error away from those that decode passes would have written, and so are all
+that were computed over them. The cache therefore knows from which row on that is so, and in which passes the tokens
+would have been computed without drafts: whoever needs just those rows can have them made again.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +48,8 @@ class KvCache:
         self._parts = {(index, net.chip): self._allocate(net) for index, nets in enumerate(layers) for net in nets}
         self._dtype = layers[0][0].output("present_k").dtype
         self._ids: list[int] = []
+        self._starts: list[int] = []  # of the passes, but one a token where drafts were verified
+        self._settled = 0
         self.revision = 0
         """Another number after every change of which tokens are held."""
 
@@ -62,6 +69,16 @@ class KvCache:
     def ids(self) -> tuple[int, ...]:
         """The tokens whose rows are valid, in order."""
         return tuple(self._ids)
+
+    @property
+    def settled(self) -> int:
+        """How many leading rows are just what they would be had no token ever been drafted."""
+        return self._settled
+
+    def next_pass(self, start: int) -> int:
+        """Where the pass that began with row ``start`` ends."""
+        later = bisect_right(self._starts, start)
+        return self._starts[later] if later < len(self._starts) else self.length
 
     def row_bytes(self, layer: int, chip: int) -> int:
         """Bytes that one token adds to the keys (or values) of a layer on a chip."""
@@ -91,16 +108,29 @@ class KvCache:
             return count
         return known + next(place for place, token in enumerate(held) if token != asked[place])
 
-    def extend(self, ids: Sequence[int]) -> None:
-        """Declare the next ``len(ids)`` rows valid: the nets that wrote them have finished."""
+    def extend(self, ids: Sequence[int], *, drafted: bool = False) -> None:
+        """Declare the next ``len(ids)`` rows valid: the nets that wrote them have finished.
+
+        :param drafted: by one pass, of tokens that would have taken a pass each.
+        """
+        start = len(self._ids)
         self._ids.extend(ids)
         self.revision += 1
+        if drafted:
+            self._starts.extend(range(start, len(self._ids)))
+            return
+        self._starts.append(start)
+        if self._settled == start:
+            self._settled = len(self._ids)
 
     def truncate(self, length: int) -> None:
         """Forget every token from position ``length`` on; rows stay where they are, unseen."""
-        if length < len(self._ids):
-            del self._ids[length:]
-            self.revision += 1
+        if length >= len(self._ids):
+            return
+        del self._ids[length:]
+        del self._starts[bisect_left(self._starts, length) :]
+        self._settled = min(self._settled, length)
+        self.revision += 1
 
     def rollback(self, count: int) -> None:
         """Forget the last ``count`` tokens, or all where there are fewer."""

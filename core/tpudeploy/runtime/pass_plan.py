@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tpudeploy.contracts.bundle import Manifest
 from tpudeploy.contracts.net import Stage
+from tpudeploy.runtime.pass_cycles import block_cycles
 
 _TAIL_PASSES = 4
 """The last tokens, as many as this many of the largest pass take, are planned exactly; before them only the cost a
@@ -28,14 +29,9 @@ def stage_costs(manifest: Manifest, stages: Sequence[Stage]) -> list[int]:
     Modelled cycles of all its block nets where the bundle tells those of every one; else a rule of thumb. On several
     chips that share layers the sum counts what runs at once, for all stages alike.
     """
-    cycles = manifest.compiler.cycles
-    sums = dict.fromkeys(stages, 0)
-    for net in manifest.nets.nets:
-        if net.kind.is_block and net.stage in sums:
-            if not cycles.get(net.name):
-                return [guessed_cost(stage) for stage in stages]
-            sums[net.stage] += cycles[net.name]
-    return [sums[stage] for stage in stages]
+    told = [block_cycles(manifest, stage) for stage in stages]
+    known = [cycles for cycles in told if cycles]
+    return known if len(known) == len(told) else [guessed_cost(stage) for stage in stages]
 
 
 def guessed_cost(stage: Stage) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 
@@ -72,21 +73,45 @@ class Sampler:
 
         :raises BackendError: the logits hold NaN or infinity.
         """
+        return cast(int, self.sample_clear(logits, 0.0))  # without rounding, everything is clear
+
+    def sample_clear(self, logits: Array, rounding: float) -> int | None:
+        """Choose a token, unless other nets over the same weights might choose another.
+
+        Only a greedy choice is looked at like that: a draw is as good by the one net as by the other.
+
+        :param rounding: by how much the best logit must lead, relative to its size; 0: any lead will do.
+        :returns: the token, which counts as seen from now on; None where it is too close to tell, and nothing changed.
+        :raises BackendError: the logits hold NaN or infinity.
+        """
         best = int(np.argmax(logits))  # the first NaN, where there is one
         if not math.isfinite(logits[best]):
             raise BackendError(
                 f"the model's output holds {float(logits[best])} (token {best}).",
                 hint="Its 16-bit type may overflow: see `tpudeploy verify`, or compile with --quant bf16.",
             )
-        if self._options.repetition_penalty != 1:
-            logits = penalize(logits, self._seen, self._options.repetition_penalty)
+        penalty = self._options.repetition_penalty
+        if penalty != 1:
+            rounding *= max(penalty, 1 / penalty)
+            logits = penalize(logits, self._seen, penalty)
             best = int(np.argmax(logits))
         token = best
+        if rounding > 0 and self._options.greedy and _lead(logits, best) <= rounding * max(1.0, abs(logits[best])):
+            return None
         if not self._options.greedy:
             ids, weights = distribution(logits, self._options)
             token = int(ids[draw(weights, self._random.random())])
         self._seen.add(token)
         return token
+
+
+def _lead(logits: Array, best: int) -> float:
+    """By how much the best of (vocab,) leads; ``logits`` are as before afterwards."""
+    value = logits[best]
+    logits[best] = -math.inf
+    second = logits.max()
+    logits[best] = value
+    return float(value - second)
 
 
 def penalize(logits: Array, seen: Iterable[int], penalty: float) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from typing_extensions import Self
 
@@ -66,6 +66,46 @@ class TokenEngine(ABC):
         :raises UsageError: these nets give logits, and leave the choice to the caller.
         """
         raise UsageError("these nets give logits: choose a token from those.")
+
+    def draft_limit(self) -> int:
+        """How many drafted tokens the next pass can verify, after the one token that must be computed; 0: none."""
+        return 0
+
+    def verify_extra(self) -> float | None:
+        """What such a pass costs more than one of a single token, in the latter's cost; None where nothing tells."""
+        return None
+
+    @property
+    def rounding(self) -> float:
+        """How far two logits may come closer, or move apart, by which nets compute them, relative to their size."""
+        return 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether every row of the cache is as it would be without drafts."""
+        return True
+
+    def verify(self, ids: Sequence[int]) -> Array:
+        """Compute one token and the drafted ones after it in one pass; the cache holds none of them yet.
+
+        :param ids: at most ``1 + draft_limit()``.
+        :returns: logits after each of them, (len(ids), vocab) float32.
+        :raises UsageError: no token, one outside of the vocabulary, or more than one pass takes.
+        :raises BackendError: a net failed.
+        """
+        raise UsageError("these nets verify no drafts.")
+
+    def accept(self, ids: Sequence[int]) -> None:
+        """Of the tokens that :meth:`verify` just computed, let the cache hold these leading ones; forget the others."""
+        raise UsageError("these nets verify no drafts.")
+
+    def settle(self) -> Iterator[int]:
+        """Compute anew, pass by pass, every row of the cache that is not as it would be without drafts.
+
+        :returns: an iterator that runs a pass at each step, and gives its number of tokens. Abandoned, it leaves a
+            shorter cache.
+        """
+        return iter(())
 
     @abstractmethod
     def forget(self) -> None:

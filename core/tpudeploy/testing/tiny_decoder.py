@@ -40,7 +40,7 @@ CONFIG = DecoderConfig(
 
 EVERY_PLAN = NetPlan(seq_length=SEQ_LENGTH, prefill=(PREFILL, Stage(new_tokens=8, cache_length=0)), verify=(VERIFY,))
 """Nets of every kind: prefill with and without a cache, verify, decode, embedding, output."""
-CHIP_PLAN = NetPlan(seq_length=SEQ_LENGTH, prefill=(PREFILL,))
+CHIP_PLAN = NetPlan(seq_length=SEQ_LENGTH, prefill=(PREFILL,), verify=())
 """The nets that a conversation needs, and no more: each takes seconds to compile."""
 
 

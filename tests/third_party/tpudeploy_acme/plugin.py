@@ -1,4 +1,4 @@
-"""The entry point: registers a model, a backend, a patch and a command."""
+"""The entry point: registers a model, a backend, a drafter and a command."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import typer
 from tpudeploy import hookimpl
 from tpudeploy.contracts.adapter import ModelAdapter
 from tpudeploy.contracts.backend import Backend
+from tpudeploy.contracts.drafter import Drafter
 from tpudeploy_acme.adapter import Acme
 from tpudeploy_acme.backend import AcmeChip
+from tpudeploy_acme.drafter import LastAgain
 
 
 @hookimpl
@@ -23,6 +25,12 @@ def tpudeploy_models() -> Sequence[ModelAdapter]:
 def tpudeploy_backends() -> Sequence[Backend]:
     """Acme's chip."""
     return [AcmeChip()]
+
+
+@hookimpl
+def tpudeploy_drafters() -> Sequence[Drafter]:
+    """Acme's guess."""
+    return [LastAgain()]
 
 
 @hookimpl

@@ -55,7 +55,12 @@ Model = Annotated[
         autocompletion=completion.models,
     ),
 ]
-_OF_A_BUILD = {"model_dir": "--model-dir", "prefill": "--prefill", "decode_cache": "--decode-cache"}
+_OF_A_BUILD = {
+    "model_dir": "--model-dir",
+    "prefill": "--prefill",
+    "decode_cache": "--decode-cache",
+    "verify_nets": "--verify-nets",
+}
 """What can only be asked of a bundle that is still to be made: parameters and their options."""
 
 
@@ -67,6 +72,7 @@ def bundle(
     seq_length: options.SeqLength = None,
     prefill: net_options.Prefill = "",
     decode_cache: net_options.DecodeCache = "",
+    verify_nets: net_options.VerifyNets = "",
     devices: net_options.Chips = 1,
     split: net_options.SplitBy = "tensor",
     bundle_format: net_options.Format = "bmodel",
@@ -115,7 +121,7 @@ def bundle(
     planned = plan(
         model,
         model_dir,
-        net_options.parse_nets(seq_length, prefill, decode_cache, devices, split),
+        net_options.parse_nets(seq_length, prefill, decode_cache, devices, split, verify_nets),
         quant=quant,
         form=parse_format(bundle_format),
         jobs=jobs,

@@ -12,6 +12,7 @@ def compile_model(
     seq_length: options.SeqLength = None,
     prefill: net_options.Prefill = "",
     decode_cache: net_options.DecodeCache = "",
+    verify_nets: net_options.VerifyNets = "",
     devices: net_options.Chips = 1,
     split: net_options.SplitBy = "tensor",
     bundle_format: net_options.Format = "bmodel",
@@ -38,7 +39,7 @@ def compile_model(
     planned = plan(
         model,
         model_dir,
-        net_options.parse_nets(seq_length, prefill, decode_cache, devices, split),
+        net_options.parse_nets(seq_length, prefill, decode_cache, devices, split, verify_nets),
         quant=quant,
         form=parse_format(bundle_format),
         jobs=jobs,

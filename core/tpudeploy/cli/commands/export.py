@@ -13,6 +13,7 @@ def export(
     seq_length: options.SeqLength = None,
     prefill: net_options.Prefill = "",
     decode_cache: net_options.DecodeCache = "",
+    verify_nets: net_options.VerifyNets = "",
     devices: net_options.Chips = 1,
     split: net_options.SplitBy = "tensor",
     yes: options.Yes = False,
@@ -27,7 +28,7 @@ def export(
     from tpudeploy.launch.observers import with_observers
     from tpudeploy.plugins import registry
 
-    nets = net_options.parse_nets(seq_length, prefill, decode_cache, devices, split)
+    nets = net_options.parse_nets(seq_length, prefill, decode_cache, devices, split, verify_nets)
     planned = plan(model, model_dir, nets, quant="none", form=BundleFormat.ONNX, yes=yes, hub=hub)
     with BuildProgress() as line:
         checks = export_model(planned, output, with_observers(line, registry()))

@@ -29,6 +29,7 @@ def run(
     top_p: how.TopP = 1.0,
     repetition_penalty: how.RepetitionPenalty = 1.0,
     seed: how.Seed = None,
+    draft: how.Draft = "prompt-lookup",
     yes: options.Yes = False,
     hub: options.Hub = "",
     force: options.Force = False,
@@ -47,7 +48,7 @@ def run(
     from tpudeploy.cli.question import read_question
     from tpudeploy.cli.weights import ensure_weights
     from tpudeploy.launch import LaunchRequest, open_target
-    from tpudeploy.launch.generation import generation_options
+    from tpudeploy.launch.generation import find_drafter, generation_options
     from tpudeploy.launch.targets import check_names
     from tpudeploy.launch.usage import check_usage, no_model_named
     from tpudeploy.plugins import registry
@@ -66,6 +67,7 @@ def run(
         top_p=top_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        drafter=find_drafter(draft, registry()),
     )
     request = LaunchRequest(
         model=model,

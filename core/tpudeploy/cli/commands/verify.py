@@ -21,6 +21,7 @@ def verify(
     seq_length: options.SeqLength = None,
     prefill: net_options.Prefill = "",
     decode_cache: net_options.DecodeCache = "",
+    verify_nets: net_options.VerifyNets = "",
     devices: net_options.Chips = 1,
     split: net_options.SplitBy = "tensor",
     max_new_tokens: Annotated[
@@ -53,7 +54,7 @@ def verify(
     from tpudeploy.cli.verification import verify_here
     from tpudeploy.verify.report import Verdict
 
-    nets = net_options.parse_nets(seq_length, prefill, decode_cache, devices, split)
+    nets = net_options.parse_nets(seq_length, prefill, decode_cache, devices, split, verify_nets)
     report = verify_here(
         model,
         model_dir,

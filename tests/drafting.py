@@ -1,0 +1,128 @@
+"""Drafters and an engine for tests of speculation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tpudeploy.contracts.drafter import Draft, Drafter, DraftRun
+from tpudeploy.contracts.dtypes import Array
+from tpudeploy.runtime.token_engine import TokenEngine
+
+Propose = Callable[[list[int], int], Sequence[int]]
+"""From the sequence so far and the limit to a draft."""
+
+
+class Scripted(Drafter):
+    """Drafts by a function; notes what it is told."""
+
+    name = "scripted"
+
+    def __init__(self, propose: Propose) -> None:
+        self.propose = propose
+        self.seen: list[int] = []
+        self.judged: list[tuple[int, int]] = []
+
+    def begin(self) -> DraftRun:
+        self.seen.clear()
+        return _Run(self)
+
+
+class _Run(DraftRun):
+    def __init__(self, owner: Scripted) -> None:
+        self._owner = owner
+
+    def extend(self, ids: Sequence[int]) -> None:
+        self._owner.seen.extend(ids)
+
+    def propose(self, limit: int) -> Draft | None:
+        ids = tuple(self._owner.propose(self._owner.seen, limit))
+        return Draft(ids) if ids else None
+
+    def judge(self, draft: Draft, accepted: int) -> None:
+        self._owner.judged.append((len(draft.ids), accepted))
+
+
+class TableEngine(TokenEngine):
+    """Logits by a function of the sequence: an engine whose passes of any width agree to the last bit.
+
+    :param width: tokens that one pass verifies; 0: it verifies none.
+    """
+
+    def __init__(
+        self, logits: Callable[[tuple[int, ...]], Array], *, width: int = 8, seq_length: int = 64, extra: float = 0.11
+    ) -> None:
+        self._logits = logits
+        self._width = width
+        self._length = seq_length
+        self._extra = extra
+        self._computed: list[int] = []
+        self.held: list[int] = []
+        self.passes: list[int] = []
+        """The number of tokens of every pass."""
+
+    @property
+    def seq_length(self) -> int:
+        return self._length
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._logits(()))
+
+    def reuse(self, ids: Sequence[int]) -> int:
+        same = next((i for i, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), len(self.held))
+        kept = min(same, len(ids) - 1)
+        del self.held[kept:]
+        return kept
+
+    def pass_size(self, count: int) -> int:
+        return count
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Array:
+        self.passes.append(len(ids))
+        self.held += ids
+        assert len(self.held) <= self._length
+        count = len(self.held)
+        return np.array([self._row(count - rows + row + 1) for row in range(rows)], dtype=np.float32)
+
+    def draft_limit(self) -> int:
+        return max(0, min(self._width, self._length - len(self.held)) - 1)
+
+    def verify_extra(self) -> float:
+        return self._extra
+
+    def verify(self, ids: Sequence[int]) -> Array:
+        assert 0 < len(ids) <= self.draft_limit() + 1
+        self.passes.append(len(ids))
+        sequence = [*self.held, *ids]
+        self._computed = list(ids)
+        rows = range(len(self.held) + 1, len(sequence) + 1)
+        return np.array([self._logits(tuple(sequence[:count])) for count in rows], dtype=np.float32)
+
+    def accept(self, ids: Sequence[int]) -> None:
+        assert list(ids) == self._computed[: len(ids)], "rows that were never computed"
+        self.held += ids
+
+    def settle(self) -> Iterator[int]:
+        raise AssertionError("nothing is ever in doubt")
+
+    def forget(self) -> None:
+        self.held.clear()
+
+    def close(self) -> None: ...
+
+    def _row(self, count: int) -> Array:
+        return self._logits(tuple(self.held[:count]))
+
+
+def random_table(vocab: int, *, order: int = 2, seed: int = 0) -> Callable[[tuple[int, ...]], Array]:
+    """Logits (vocab,) that depend on the last ``order`` tokens."""
+    table = np.random.default_rng(seed).normal(size=(vocab,) * (order + 1)).astype(np.float32) * 2
+
+    def logits(ids: tuple[int, ...]) -> Array:
+        padded = (*(0,) * order, *ids)[-order:]
+        row: Array = table[padded]
+        return row
+
+    return logits
