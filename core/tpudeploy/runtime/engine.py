@@ -171,7 +171,7 @@ class Engine(TokenEngine):
             return []
         head = self._heads.get(step.stage.new_tokens)
         if head is not None and stop - first > 1:
-            return [head.read(0)[first:stop]]
+            return [head.read(0, stop)[first:]]
         return [self._heads[1].read(row) for row in range(first, stop)]
 
     def _check(self, ids: Sequence[int], rows: int) -> None:
