@@ -52,9 +52,9 @@ class Head:
         return bound
 
     def read(self, first_row: int, count: int | None = None) -> Array:
-        """Compute the logits of ``rows`` tokens from ``first_row`` of the states on, and read the first ``count``.
+        """Compute the logits of ``rows`` tokens from ``first_row`` of the states on, and read those of the first ones.
 
-        :param count: None reads all; a row is a fifth of a megabyte, which is not copied for nothing.
+        :param count: how many to read; None: all.
         :returns: (count, vocab) float32.
         :raises BackendError: a net failed.
         """
@@ -66,12 +66,10 @@ class Head:
             hop.launch()
         for net in self._nets:
             net.launch()
-        parts = [self._session.read(_leading(logits, count))[0] for logits in self._logits]
+        parts = [self._session.read(_leading(logits, count or self.rows))[0] for logits in self._logits]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
-def _leading(logits: TensorView, count: int | None) -> TensorView:
-    """The first ``count`` rows of (1, rows, vocab)."""
-    if count is None:
-        return logits
-    return TensorView(logits.buffer, (1, count, logits.shape[2]), logits.dtype)
+def _leading(logits: TensorView, rows: int) -> TensorView:
+    """The first rows of logits (1, rows, vocab)."""
+    return TensorView(logits.buffer, (1, rows, logits.shape[2]), logits.dtype)
