@@ -79,6 +79,17 @@ def test_a_published_config_gives_what_its_name_gives(key: str, tmp_path: Path) 
     assert by_config | {"title": by_name["title"]} == by_name
 
 
+def test_speculation_is_estimated_where_nets_check_drafts(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    found = ok(run_cli("estimate", "chatglm3", "--tokens-per-pass", "2.5", "--json", env=env))
+    (check,) = found["speculation"]
+    # Full-width nets as compiled: 28 x 4.439 + 5.198 ms a pass of 8 tokens.
+    assert check["pass_s"] == pytest.approx(0.1295, rel=0.05)
+    assert check["tokens_per_s"] == pytest.approx(2.5 / check["pass_s"])
+    done = run_cli("estimate", "chatglm3", "--tokens-per-pass", "2.5", "--verify-nets", "none", env=env)
+    assert (done.returncode, "check no drafted tokens" in done.stderr) == (2, True)
+
+
 def test_more_tokens_than_a_pass_can_give(tmp_path: Path) -> None:
     done = run_cli("estimate", "chatglm3", "--tokens-per-pass", "400", env=environment(tmp_path))
     assert (done.returncode, "a pass gives" in done.stderr) == (2, True)

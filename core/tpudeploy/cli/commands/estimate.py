@@ -35,6 +35,7 @@ def estimate(
     seq_length: options.SeqLength = None,
     prefill: net_options.Prefill = "",
     decode_cache: net_options.DecodeCache = "",
+    verify_nets: net_options.VerifyNets = "",
     devices: net_options.Chips = 1,
     split: net_options.SplitBy = "tensor",
     prompt: Annotated[
@@ -102,12 +103,12 @@ def estimate(
     if chart is not None and chart.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--chart writes HTML, and {chart} does not end in .html.")
     wanted = _options(prompt, context, host_ms, tokens_per_pass)
-    nets = net_options.parse_nets(seq_length, prefill, decode_cache, devices, split)
+    nets = net_options.parse_nets(seq_length, prefill, decode_cache, devices, split, verify_nets)
     if bundle is None:
         found = _of_model(model, model_dir, nets, quant, wanted)
     else:
-        given = {"--model-dir": model_dir, "--prefill": prefill, "--decode-cache": decode_cache}
-        for option, value in given.items():
+        shaping = {"--prefill": prefill, "--decode-cache": decode_cache, "--verify-nets": verify_nets}
+        for option, value in ({"--model-dir": model_dir} | shaping).items():
             if value:
                 raise UsageError(f"--bundle and {option} exclude each other: a bundle has its nets.")
         found = _of_bundle(bundle, quant, seq_length, wanted)
@@ -145,7 +146,7 @@ def _of_model(
     from tpudeploy.plugins import registry
 
     def plan(model_length: int) -> NetPlan:
-        if nets.seq_length is not None or nets.prefill or nets.decode_cache:
+        if nets.seq_length is not None or nets.prefill or nets.decode_cache or nets.verify:
             return nets.plan(model_length)
         longest = max((*wanted.prompts, *wanted.contexts), default=1)
         length = choose_seq_length(None, model_length, prompt_tokens=longest, max_new_tokens=1)
