@@ -161,7 +161,7 @@ def new_engine(config: DecoderConfig, activation: DType, *, flat: bool) -> Engin
 def time_tokens(engine: Engine, sampling: SamplingOptions, tokens: int) -> list[float]:
     """Host milliseconds of each decoded token, at the far end of the cache."""
     prompt = [position % 1000 for position in range(engine.seq_length - tokens)]
-    generation = generate(engine, prompt, GenerationOptions(sampling=sampling))
+    generation = generate(engine, prompt, GenerationOptions(sampling=sampling, drafter=None))
     next(generation)
     times = []
     started = time.perf_counter()
