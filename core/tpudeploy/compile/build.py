@@ -140,8 +140,8 @@ class BundleJob:
                 finished += 1
             self.progress(event.model_copy(update={"done": finished, "total": total}))
 
-        self.builder.prepare(self.parts, count)
         jobs = worker_count(self.plan.config, asked=self.plan.options.jobs)
+        self.builder.prepare(self.parts, self.weights, jobs, count)
         return run_all(self._build_slice, self.parts, jobs=jobs, progress=count)
 
     def _build_slice(self, part: Slice, report: Report) -> BuiltSlice:
