@@ -79,7 +79,7 @@ def measure(command: list[str], environment: Mapping[str, str], folder: Path) ->
 
 
 def _memory_bytes(pid: int) -> int:
-    """Private memory of a process tree, as the kernel sums it up: reading every mapping would take a core of its own."""
+    """Private memory of a process tree, summed by the kernel: reading every mapping would take a core of its own."""
     total = 0
     try:
         root = psutil.Process(pid)
