@@ -81,6 +81,8 @@ class ChipSliceBuilder(SliceBuilder):
         work = unique_work_folder(self.chip.store.root / "random")
         try:
             random = RandomWeights(work)
+            for shape in self.shapes.values():
+                random.expect(shape.graph)
             # Layers first, as the proof waits for their templates: those are under way when it begins.
             tasks: list[_Shape | Slice] = [shape for key, shape in self.shapes.items() if key in layers]
             tasks += [part for part in self.samples.values() if part.layer is not None]
@@ -121,6 +123,7 @@ class ChipSliceBuilder(SliceBuilder):
                     shape.template, reused = make_template(self.chip, shape.net, shape.graph, random)
                 report(stage_event(stage, shape.net.name, "reused" if reused else "finished", start))
         finally:
+            random.done(shape.graph)
             shape.made.set()  # also of one that failed: nobody may wait for ever
         if shape.template and shape.template.problem:
             reason = f"{shape.net.name} and its like are compiled one by one, which takes longer"
@@ -137,7 +140,7 @@ class ChipSliceBuilder(SliceBuilder):
             return
         start = time.monotonic()
         report(stage_event("proof", part.name, "started"))
-        equal, reused = prove(self.chip, part, weights, self.plan.export, templates)
+        equal, reused = prove(self.chip, part, weights.held(), self.plan.export, templates)
         report(stage_event("proof", part.name, "reused" if reused else "finished", start))
         if not equal:
             self.disproved.add(self._form(part))
@@ -146,6 +149,7 @@ class ChipSliceBuilder(SliceBuilder):
 
     def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:
         """Write one slice's nets: the short way where it is known and proved, else through the compiler."""
+        weights = weights.held()
         templates = self._templates(part)
         short = self._form(part) not in self.disproved and all(item.layout for item in templates.values())
         digest = slice_digest(part, weights, self.plan.export)

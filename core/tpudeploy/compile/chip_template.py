@@ -21,7 +21,6 @@ from tpudeploy.contracts.bundle import NetProfile
 from tpudeploy.contracts.net import NetSpec
 from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.graph.onnx_builder import OnnxBuilder
-from tpudeploy.graph.weight_file import contiguous
 
 HOLLOW_NAME = "hollow.bmodel"
 _LEARNT_NAME = "learnt.json"
@@ -123,9 +122,7 @@ def _learn(bmodel: Path, hollowed: Hollowed, weight_path: Path, scheme: QuantSch
 def _forms(weight_path: Path, scheme: QuantScheme) -> Iterator[WeightForms]:
     with np.load(weight_path) as archive:
         for name in archive.files:
-            array = archive[name]
-            # Quantizing reads (out, in), row after row.
-            yield WeightForms(name, contiguous(array.T).T if array.ndim == 2 else array, scheme)
+            yield WeightForms(name, archive[name], scheme)
 
 
 def _read(key: str, text: Path, folder: Path) -> NetTemplate:

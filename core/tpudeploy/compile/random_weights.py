@@ -14,7 +14,7 @@ from tpudeploy.graph.onnx_builder import OnnxBuilder
 from tpudeploy.graph.weight_file import write_weight_file
 
 _GROUP = 64
-_SMALLEST_EXPONENT = -4.0
+_SMALLEST_EXPONENT = -3.0
 
 
 class RandomWeights:
@@ -29,16 +29,34 @@ class RandomWeights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, tuple[Path, dict[str, tuple[int, int]]]] = {}
+        self._users: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def expect(self, graph: OnnxBuilder) -> None:
+        """Say that a graph will be :meth:`done` with its file one day."""
+        key = _key(graph)
+        self._users[key] = self._users.get(key, 0) + 1
+
+    def done(self, graph: OnnxBuilder) -> None:
+        """A graph needs its file no more; the last one's is removed: it is four times what it is compiled to."""
+        with self._lock:
+            key = _key(graph)
+            self._users[key] -= 1
+            if not self._users[key] and key in self._files:
+                self._files.pop(key)[0].unlink()
 
     def file(self, graph: OnnxBuilder) -> tuple[Path, dict[str, tuple[int, int]]]:
         """The weight file for a graph, and where in it each array lies."""
         with self._lock:
-            key = digest_json(sorted(graph.weights.items()))
+            key = _key(graph)
             if key not in self._files:
                 path = self.folder / f"random_{key[:16]}.npz"
                 self._files[key] = (path, write_weight_file(path, _arrays(graph)).entries)
             return self._files[key]
+
+
+def _key(graph: OnnxBuilder) -> str:
+    return digest_json(sorted(graph.weights.items()))
 
 
 def _arrays(graph: OnnxBuilder) -> Iterator[tuple[str, Array]]:

@@ -61,13 +61,13 @@ def check_arrays(
     :param arrays: what ``slice_arrays`` gives.
     :raises CompileError: a net is further from the reference than the adapter's tolerance.
     """
-    graphs = {net.name: (net, graph) for net, graph in net_graphs(part, export)}
+    graphs = {net.name: graph for net, graph in net_graphs(part, export)}
+    ready = {name: contiguous(array) for name, array in arrays.items()}
     checks = []
     for case in reference_cases(part, weights, export.config):
-        net, graph = graphs[case.net.name]
-        entries = {name: (0, arrays[name].nbytes) for name in graph.weights}
-        model = graph.model(net.inputs, net.outputs, location="memory", entries=entries)
-        given = {name: arrays[name] for name in graph.weights}
+        graph = graphs[case.net.name]
+        model = graph.model_with_inputs(case.net.inputs, case.net.outputs)
+        given = {name: ready[name] for name in graph.weights}
         checks.append(_check(case, _run_onnx(model.SerializeToString(), case, given), export))
     return checks
 
@@ -84,11 +84,11 @@ def _check(case: SliceCase, outputs: Sequence[Array], export: ModelExport) -> Sl
     return check
 
 
-def _run_onnx(model: str | bytes, case: SliceCase, weights: Mapping[str, Array]) -> Sequence[Array]:
+def _run_onnx(model: str | bytes, case: SliceCase, weights: dict[str, Array]) -> Sequence[Array]:
     """Run a net once.
 
     :param model: its path, or itself.
-    :param weights: weights that lie in memory instead of beside it.
+    :param weights: those that are inputs, where none lie beside it.
     """
     import onnxruntime
 
@@ -96,12 +96,8 @@ def _run_onnx(model: str | bytes, case: SliceCase, weights: Mapping[str, Array])
     # Packing copies every weight; a net that runs once is better off without.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
-    # Each is copied: so only one is here twice.
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(contiguous(array)) for array in weights.values()]
-    if values:
-        options.add_external_initializers(list(weights), values)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    outputs: Sequence[Array] = session.run([spec.name for spec in case.net.outputs], case.inputs)
+    outputs: Sequence[Array] = session.run([spec.name for spec in case.net.outputs], case.inputs | weights)
     return outputs
 
 

@@ -68,16 +68,18 @@ def learn_map(compiled: Array, regions: Sequence[tuple[int, int]], weights: Iter
     found: dict[int, Coefficient] = {}
     for weight in weights:
         for form in weight.possible():
+            if len(found) == len(regions):
+                break  # of random numbers no second form can fit
             region = _region_of(weight, form, starts)
-            if region is None or not _equals(compiled, region, weight, form):
+            size = _common_size(compiled, region, weight, form) if region else 0
+            if not region or not size:
                 continue
             if region[0] in found:
                 raise UnknownLayoutError(f"{weight.name} as {form.value} equals {found[region[0]].weight}")
-            size = sum(part.size for part in weight.parts(form))
             found[region[0]] = Coefficient(offset=region[0], size=size, weight=weight.name, form=form)
-    unknown = [offset for offset, _ in regions if offset not in found]
+    unknown = len(regions) - len(found)
     if unknown:
-        raise UnknownLayoutError(f"{len(unknown)} of its {len(regions)} weights are in no known form")
+        raise UnknownLayoutError(f"{unknown} of its {len(regions)} weights are in no known form")
     return CoefficientMap(size=compiled.size, coefficients=tuple(found[offset] for offset in sorted(found)))
 
 
@@ -102,13 +104,14 @@ def _region_of(weight: WeightForms, form: Form, starts: Mapping[bytes, tuple[int
     return None
 
 
-def _equals(compiled: Array, region: tuple[int, int], weight: WeightForms, form: Form) -> bool:
+def _common_size(compiled: Array, region: tuple[int, int], weight: WeightForms, form: Form) -> int:
+    """Bytes of the weight in this form, if a region holds them and nothing else; otherwise 0."""
     position, end = region[0], region[0] + region[1]
     for part in weight.parts(form):
         if position + part.size > end or not np.array_equal(compiled[position : position + part.size], part):
-            return False
+            return 0
         position += part.size
-    return not compiled[position:end].any()
+    return 0 if compiled[position:end].any() else position - region[0]
 
 
 def write_coefficients(layout: CoefficientMap, weights: Mapping[str, WeightForms], path: Path) -> str:

@@ -16,6 +16,7 @@ from tpudeploy.compile.cpu_nets.quantize import Quantized, pack_nibbles, quantiz
 from tpudeploy.contracts.dtypes import Array, DType, to_storage
 from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.errors import CompileError
+from tpudeploy.graph.weight_file import contiguous
 
 LANES = 64
 _ROWS_AT_ONCE = 512
@@ -42,7 +43,7 @@ class Form(str, Enum):
 class WeightForms:
     """One weight in all its forms; it is quantized once, and only if asked for.
 
-    :param array: float32, in the initializer's shape; a transposed view of an (out, in) matrix is read as fast.
+    :param array: float32, in the initializer's shape; of a matmul best a transposed view of (out, in), as is.
     """
 
     def __init__(self, name: str, array: Array, scheme: QuantScheme) -> None:
@@ -81,7 +82,7 @@ class WeightForms:
 
     def _quantized_form(self, form: Form) -> Array:
         if self._quantized is None:
-            self._quantized = quantize(self.array.T, self.scheme.weight_bits, self.scheme.group_size)
+            self._quantized = quantize(contiguous(self.array.T), self.scheme.weight_bits, self.scheme.group_size)
         if form is Form.VALUES:
             values = self._quantized.values
             return pack_nibbles(values) if self.scheme.weight_bits == 4 else values
