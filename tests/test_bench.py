@@ -14,21 +14,29 @@ import torch
 from tests.torch_session import open_session, random_decoder, tiny_config
 
 from byte_chat import ByteTemplate, ByteTokenizer
-from tpudeploy.bench import BenchReport, CaseChoice, Variant, make_cases, make_report, measure, room_needed
+from tpudeploy.bench import (
+    BenchReport,
+    CaseChoice,
+    Variant,
+    make_cases,
+    make_report,
+    make_variants,
+    measure,
+    room_needed,
+)
 from tpudeploy.bench.cases import synthetic_ids
 from tpudeploy.bench.report import published_for, spread
 from tpudeploy.bench.tables import COLUMNS, to_csv, to_markdown, warning
 from tpudeploy.contracts.backend import Availability, Backend, DeviceInfo, Session
 from tpudeploy.contracts.bundle import BundleFormat
 from tpudeploy.contracts.loadable import Loadable
+from tpudeploy.contracts.net import Stage
 from tpudeploy.contracts.net_plan import NetPlan
-from tpudeploy.errors import BackendError, SequenceTooLongError, UsageError
+from tpudeploy.errors import BackendError, SequenceTooLongError, UnknownNameError, UsageError
 from tpudeploy.launch import LoadedModel, TextTools
 from tpudeploy.launch.loaded import Identity
 from tpudeploy.plugins import registry
 from tpudeploy.runtime.engine import Engine
-from tpudeploy.runtime.generator import GenerationOptions
-from tpudeploy.runtime.sampling import SamplingOptions
 
 torch.set_num_threads(1)
 SEQ = 96
@@ -59,10 +67,13 @@ CHIP = DeviceInfo(id=2, name="BM1684X", platform="SoC", temperature_celsius=51)
 SIMULATED = DeviceInfo(id=2, name="BM1684X (simulated)")
 
 
-def model(*devices: DeviceInfo, text: bool = True, quant: str = "int8", fails: bool = False) -> LoadedModel:
+def model(
+    *devices: DeviceInfo, text: bool = True, quant: str = "int8", fails: bool = False, verify: bool = False
+) -> LoadedModel:
     """A tiny model that really computes, called ChatGLM3-6B."""
     decoder = random_decoder(tiny_config().model_copy(update={"vocab_size": 300}))
-    engine = Engine(open_session(decoder, NetPlan(seq_length=SEQ)))
+    stages = (Stage(new_tokens=8, cache_length=SEQ),) if verify else ()
+    engine = Engine(open_session(decoder, NetPlan(seq_length=SEQ, verify=stages)))
     tokenizer = ByteTokenizer()
     tools = TextTools(tokenizer, ByteTemplate()) if text else None
     identity = Identity("chatglm3:6b", quant, Path("/bundles/x"), frozenset())
@@ -196,11 +207,33 @@ def test_the_markdown_table_is_the_published_one() -> None:
 
 
 def test_variants_are_named_where_there_are_several() -> None:
-    warm = Variant("warm", GenerationOptions(sampling=SamplingOptions(temperature=1.0, seed=3)))
-    told = report(model(), variants=(Variant(), warm), runs=2)
-    assert [row.variant for row in told.rows] == ["plain", "warm"]
+    told = report(model(), variants=(Variant(), Variant("warm")), runs=2)
+    assert [row.variant for row in told.rows] == ["none", "warm"]
     text = to_markdown(told)
-    assert "question, plain |" in text and "question, warm |" in text
+    assert "question, no drafts |" in text and "question, warm drafts |" in text
+
+
+def test_drafts_on_and_off() -> None:
+    """A prompt that says the same again and again: lookup finds what comes, and the answers are the same."""
+    loaded = model(verify=True)
+    variants = make_variants((), loaded, registry())
+    assert [variant.name for variant in variants] == ["none", "prompt-lookup"]
+    choice = CaseChoice(question="abcabcabcabcabcabc", max_new_tokens=60, ignore_eos=True)
+    finished = list(measure(loaded, make_cases(choice, loaded), variants, runs=2, warmup=0))
+    assert len({run.result.token_ids for run in finished}) == 1
+    told = make_report(loaded, finished, {}, platform="", warmup=0, runs=2, interrupted=False)
+    without, with_drafts = told.rows
+    assert (without.drafted_tokens, without.tokens_per_pass) == (0, spread([1.0, 1.0]))
+    assert 0 < with_drafts.accepted_tokens <= with_drafts.drafted_tokens
+    assert with_drafts.tokens_per_pass is not None and with_drafts.tokens_per_pass.median > 1
+
+
+def test_without_nets_that_verify_there_is_one_variant() -> None:
+    for names in ((), ("prompt-lookup",), ("none",)):
+        assert [variant.name for variant in make_variants(names, model(), registry())] == ["none"]
+    assert [variant.name for variant in make_variants(("none",), model(verify=True), registry())] == ["none"]
+    with pytest.raises(UnknownNameError, match="drafter"):
+        make_variants(("nobody",), model(), registry())
 
 
 def test_csv_has_a_line_a_row() -> None:

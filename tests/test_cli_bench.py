@@ -15,7 +15,7 @@ from test_foreign_llm_convert import TOKENIZER, unpacked
 from tiny import write_checkpoint
 from tpudeploy.settings import Settings
 
-FAST = ("--runs", "2", "--warmup", "0", "--max-new-tokens", "4")
+FAST = ("--runs", "2", "--warmup", "0", "--max-new-tokens", "4", "--draft", "none")
 COLUMNS = "platform", "test program", "model", "first token latency(s)", "token per second(tokens/s)"
 
 
@@ -63,6 +63,17 @@ def test_markdown_and_csv_of_a_bundle(home: Path) -> None:
     assert (row["platform"], row["test"], row["runs"], row["hardware"]) == ("my desk", "question", "2", "False")
 
 
+def test_drafts_are_compared(home: Path) -> None:
+    options = ("bench", "chatglm3:demo", "--backend", "cpu", "--runs", "1", "--warmup", "0", "--max-new-tokens", "4")
+    done = run_cli(*options, "--json", env=environment(home))
+    assert done.returncode == 0, done.stderr
+    assert [row["variant"] for row in json.loads(done.stdout)["rows"]] == ["none", "prompt-lookup"]
+    done = run_cli(*options, "--draft", "prompt-lookup", env=environment(home))
+    assert "question" in done.stdout and "no drafts" not in done.stdout
+    done = run_cli(*options, "--draft", "nobody", env=environment(home))
+    assert done.returncode == 2 and "nobody" in done.stderr
+
+
 def test_without_a_tokenizer_only_lengths_are_measured(home: Path, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", seq_length=64)
     options = ("chatglm3", "--model-dir", folder, "--quant", "none", "--backend", "cpu", *FAST)
@@ -103,7 +114,7 @@ def test_ctrl_c_shows_the_runs_that_were_finished(home: Path) -> None:
     env = environment(home, TERM="xterm")
     command = ("bench", "chatglm3:demo", "--backend", "cpu", "--runs", "100000", "--max-new-tokens", "2")
     with Terminal(*command, env=env) as terminal:
-        while not re.search(r"question, run ([3-9]|\d\d)", terminal.seen):  # not every one is drawn
+        while not re.search(r"run ([3-9]|\d\d) of", terminal.seen):  # not every one is drawn
             terminal.expect("question, ")
         terminal.type("\x03")
         terminal.expect("token per second(tokens/s)")
@@ -122,13 +133,13 @@ def test_a_device_that_fails_leaves_the_runs_before(home: Path, monkeypatch: pyt
     def failing(engine: Engine) -> None:
         nonlocal forgotten
         forgotten += 1
-        if forgotten == 3:
+        if forgotten == 4:  # the first is no run: it looks whether drafts can be verified
             raise BackendError("device 0 was lost.", hint="Reset it.")
         original(engine)
 
     monkeypatch.setattr(Engine, "forget", failing)
     command = ("bench", "chatglm3:demo", "--backend", "cpu", "--runs", "5", "--warmup", "0", "--max-new-tokens", "2")
-    done = run_cli(*command, "--json", env=environment(home))
+    done = run_cli(*command, "--draft", "none", "--json", env=environment(home))
     assert done.returncode == 7
     assert "error: device 0 was lost." in done.stderr
     told = json.loads(done.stdout)

@@ -1,6 +1,6 @@
 """How fast a loaded model answers: cases, runs, and what came of them in the published tables' layout."""
 
-from tpudeploy.bench.cases import QUESTION, BenchCase, CaseChoice, Variant, make_cases, room_needed
+from tpudeploy.bench.cases import QUESTION, BenchCase, CaseChoice, Variant, make_cases, make_variants, room_needed
 from tpudeploy.bench.measure import FinishedRun, count_runs, measure
 from tpudeploy.bench.report import BenchReport, make_report
 
@@ -14,6 +14,7 @@ __all__ = [
     "count_runs",
     "make_cases",
     "make_report",
+    "make_variants",
     "measure",
     "room_needed",
 ]

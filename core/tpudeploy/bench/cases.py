@@ -8,10 +8,13 @@ from enum import Enum
 
 import numpy as np
 
+from tpudeploy.contracts.drafter import NO_DRAFTS, PROMPT_LOOKUP
 from tpudeploy.errors import SequenceTooLongError, UsageError
 from tpudeploy.launch import LoadedModel
+from tpudeploy.launch.generation import find_drafter
 from tpudeploy.launch.text import TextTools
-from tpudeploy.runtime.generator import DEFAULT_OPTIONS, GenerationOptions
+from tpudeploy.plugins import PluginRegistry
+from tpudeploy.runtime.generator import GenerationOptions
 
 QUESTION = "请使用C++写一段冒泡排序算法。"
 """What the published figures were measured with."""
@@ -31,14 +34,14 @@ class CaseKind(str, Enum):
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to generate, where several are compared: plain, with drafts of one kind or another.
+    """One way to generate, where several are compared: with drafts of one kind or another, or without.
 
     :param name: for tables.
     :param options: length, stop ids and whether to mind them are set case by case.
     """
 
-    name: str = "plain"
-    options: GenerationOptions = DEFAULT_OPTIONS
+    name: str = NO_DRAFTS
+    options: GenerationOptions = field(default_factory=lambda: GenerationOptions(drafter=None))
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,23 @@ class BenchCase:
     def name(self) -> str:
         """For tables: ``question``, ``prompt 128``, ``context 512``."""
         return self.kind.value if self.kind is CaseKind.QUESTION else f"{self.kind.value} {self.length}"
+
+
+def make_variants(names: Sequence[str], model: LoadedModel, registry: PluginRegistry) -> list[Variant]:
+    """One variant a drafter; where the model's nets verify no drafts, only one without.
+
+    :param names: of drafters, or ``none``; empty takes none and prompt lookup.
+    :raises UnknownNameError: there is no such drafter.
+    """
+    wanted = dict.fromkeys(names or (NO_DRAFTS, PROMPT_LOOKUP))
+    found = [Variant(name, GenerationOptions(drafter=find_drafter(name, registry))) for name in wanted]
+    return found if verifies_drafts(model) else [Variant()]
+
+
+def verifies_drafts(model: LoadedModel) -> bool:
+    """Whether the model's nets can verify drafted tokens."""
+    model.engine.forget()
+    return model.engine.draft_limit() > 0
 
 
 def room_needed(choice: CaseChoice, text: TextTools | None) -> tuple[int, int]:

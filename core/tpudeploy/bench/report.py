@@ -36,6 +36,8 @@ class BenchRow(Value):
     :param variant: how tokens were generated.
     :param new_tokens: of each run's answer.
     :param tokens_per_s: rate of the tokens after the first; None where there were none.
+    :param tokens_per_pass: as many of them each pass of the nets gave; over 1 where drafts were right.
+    :param drafted_tokens: of all runs, ``accepted_tokens`` of which were right.
     """
 
     test: str
@@ -44,6 +46,9 @@ class BenchRow(Value):
     new_tokens: tuple[int, ...]
     first_token_s: Spread
     tokens_per_s: Spread | None
+    tokens_per_pass: Spread | None
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 class BenchReport(Value):
@@ -153,6 +158,7 @@ def _rows(finished: Sequence[FinishedRun]) -> tuple[BenchRow, ...]:
 def _row(test: str, variant: str, runs: Sequence[FinishedRun]) -> BenchRow:
     results = [run.result for run in runs]
     rates = [result.tokens_per_s for result in results if result.tokens_per_s]
+    passes = [result.tokens_per_pass for result in results if result.tokens_per_s]
     return BenchRow(
         test=test,
         variant=variant,
@@ -160,6 +166,9 @@ def _row(test: str, variant: str, runs: Sequence[FinishedRun]) -> BenchRow:
         new_tokens=tuple(len(result.token_ids) for result in results),
         first_token_s=spread([result.first_token_s or 0.0 for result in results]),
         tokens_per_s=spread(rates) if rates else None,
+        tokens_per_pass=spread(passes) if passes else None,
+        drafted_tokens=sum(result.drafts.drafted for result in results),
+        accepted_tokens=sum(result.drafts.accepted for result in results),
     )
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from tpudeploy.bench.report import BenchReport, BenchRow, Spread
+from tpudeploy.contracts.drafter import NO_DRAFTS
 
 COLUMNS = ("platform", "test program", "model", "first token latency(s)", "token per second(tokens/s)")
 """Of the tables in sophon-demo's READMEs."""
@@ -29,6 +30,7 @@ _CSV_COLUMNS = (
     "tokens_per_s",
     "tokens_per_s_min",
     "tokens_per_s_max",
+    "tokens_per_pass",
 )
 
 
@@ -45,7 +47,8 @@ def model_file(report: BenchReport) -> str:
 def row_name(report: BenchReport, row: BenchRow) -> str:
     """What was measured, with the variant where there are several."""
     several = len({other.variant for other in report.rows}) > 1
-    return f"{row.test}, {row.variant}" if several else row.test
+    drafts = "no drafts" if row.variant == NO_DRAFTS else f"{row.variant} drafts"
+    return f"{row.test}, {drafts}" if several else row.test
 
 
 def warning(report: BenchReport) -> str:
@@ -94,11 +97,12 @@ def to_csv(report: BenchReport) -> str:
             report.seq_length,
         )
         tokens = (row.test, row.variant, row.prompt_tokens, max(row.new_tokens), len(row.new_tokens))
-        writer.writerow([*first, *tokens, *_figures(row.first_token_s), *_figures(row.tokens_per_s)])
+        passes = _figures(row.tokens_per_pass)[:1]
+        writer.writerow([*first, *tokens, *_figures(row.first_token_s), *_figures(row.tokens_per_s), *passes])
     for old in report.published:
         first_columns = ("published", old.platform, True, old.program, old.model, old.quant.value, "")
         writer.writerow(
-            [*first_columns, "question", "", "", "", "", old.first_token_s, "", "", old.tokens_per_s, "", ""]
+            [*first_columns, "question", "", "", "", "", old.first_token_s, "", "", old.tokens_per_s, "", "", ""]
         )
     return text.getvalue()
 

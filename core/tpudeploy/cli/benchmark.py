@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """How often each test is run: ``warmup`` runs that do not count, then ``runs`` that do."""
+
+    runs: int
+    warmup: int
+
+
+@dataclass(frozen=True)
 class Ended:
     """How far the runs went.
 
@@ -30,15 +38,14 @@ class Ended:
     interrupted: bool
 
 
-def run_all(
-    model: LoadedModel, cases: Sequence[BenchCase], variants: Sequence[Variant], *, runs: int, warmup: int
-) -> Ended:
+def run_all(model: LoadedModel, cases: Sequence[BenchCase], variants: Sequence[Variant], repeats: Repeats) -> Ended:
     """Measure; the first Ctrl-C ends it after the token that is being computed, and so does a device that fails."""
     from tpudeploy.bench import count_runs, measure
     from tpudeploy.errors import TpuDeployError
 
     finished: list[FinishedRun] = []
     failure: TpuDeployError | None = None
+    runs, warmup = repeats.runs, repeats.warmup
     total, begun = count_runs(cases, variants, runs=runs, warmup=warmup), 0
     with LiveLine() as line, interrupt_sets_flag() as stop:
 
@@ -77,14 +84,24 @@ def print_report(report: BenchReport) -> None:
             _figures(row.tokens_per_s),
             row_name(report, row),
             _tokens(row.prompt_tokens, row.new_tokens),
+            f"{row.tokens_per_pass.median:.2f}" if row.tokens_per_pass else "-",
         ]
         for row in report.rows
     ]
     rows += [
-        [old.platform, old.program, old.model, f"{old.first_token_s:.3f}", f"{old.tokens_per_s:.3f}", "published", ""]
+        [
+            old.platform,
+            old.program,
+            old.model,
+            f"{old.first_token_s:.3f}",
+            f"{old.tokens_per_s:.3f}",
+            "published",
+            "",
+            "",
+        ]
         for old in report.published
     ]
-    print_table([*COLUMNS, "test", "tokens in + out"], rows)
+    print_table([*COLUMNS, "test", "tokens in + out", "tokens a pass"], rows)
     print_line()
     print_facts(_facts(report))
 

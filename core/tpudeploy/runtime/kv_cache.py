@@ -51,7 +51,7 @@ class KvCache:
         self._starts: list[int] = []  # of the passes, but one a token where drafts were verified
         self._settled = 0
         self.revision = 0
-        """Another number after every change of which tokens are held."""
+        """Another number after every change of which tokens are held; counted before, should it be interrupted."""
 
     def _allocate(self, net: NetSpec) -> LayerCache:
         row = net.output("present_k")
@@ -100,7 +100,7 @@ class KvCache:
     def common_prefix(self, ids: Sequence[int], known: int = 0) -> int:
         """How many leading tokens of ``ids`` are in the cache.
 
-        :param known: that many are: they are not compared.
+        :param known: so many are not compared: of the first of them, the cache holds no others.
         """
         count = min(len(ids), len(self._ids))
         held, asked = self._ids[known:count], list(ids[known:count])
@@ -114,8 +114,8 @@ class KvCache:
         :param drafted: by one pass, of tokens that would have taken a pass each.
         """
         start = len(self._ids)
-        self._ids.extend(ids)
         self.revision += 1
+        self._ids.extend(ids)
         if drafted:
             self._starts.extend(range(start, len(self._ids)))
             return
@@ -127,10 +127,10 @@ class KvCache:
         """Forget every token from position ``length`` on; rows stay where they are, unseen."""
         if length >= len(self._ids):
             return
+        self.revision += 1
         del self._ids[length:]
         del self._starts[bisect_left(self._starts, length) :]
         self._settled = min(self._settled, length)
-        self.revision += 1
 
     def rollback(self, count: int) -> None:
         """Forget the last ``count`` tokens, or all where there are fewer."""

@@ -41,7 +41,8 @@ class TokenEngine(ABC):
     def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
         """Keep of the cache just what ``ids`` begins with, as far as that saves work; at least one is left to compute.
 
-        :param known: how many of the first ``ids`` are known to be in the cache, and need not be compared.
+        :param known: of the first so many ``ids`` it is known that the cache holds them and no others, as far as it
+            holds that many tokens; they are not compared.
         :returns: the number of tokens kept.
         """
 

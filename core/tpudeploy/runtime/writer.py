@@ -66,9 +66,7 @@ class Writer:
         self._ends = ends
         self._cancelled = cancelled
         self._speculation: Speculation | None = None
-        self._held = 0
-        """Tokens of the sequence that the cache held when its revision was ``_revision``."""
-        self._revision: int | None = None
+        self._revision: int | None = None  # of the cache, when it last held a beginning of ``_ids`` and nothing else
 
     @property
     def draft_problem(self) -> str:
@@ -82,7 +80,7 @@ class Writer:
         """
         before = len(self._ids)
         # What nobody touched since is not compared again: for each token, the whole sequence so far would be.
-        known = self._held if self._engine.revision == self._revision else 0
+        known = before if self._engine.revision == self._revision else 0
         start = self._engine.reuse(self._ids, known=known)
         first = self.reused is None
         if self.reused is None:
@@ -94,9 +92,9 @@ class Writer:
             self._compute(start, counted=not first)
         written = self._ids[before:]
         if written:
-            self._held, self._revision = len(self._ids) - 1, self._engine.revision
         if written and self._speculation is not None:
             self._speculation.extend(written)
+        self._revision = self._engine.revision
         return written
 
     def _compute(self, start: int, *, counted: bool) -> None:

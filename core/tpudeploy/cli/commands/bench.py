@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -86,6 +87,17 @@ def bench(
             help="Go on after the end of the answer, so that every run has --max-new-tokens.",
         ),
     ] = False,
+    draft: Annotated[
+        str,
+        typer.Option(
+            "--draft",
+            metavar="NAME,...",
+            envvar="TPUDEPLOY_BENCH_DRAFT",
+            show_default=False,
+            help="Drafters to compare: prompt-lookup, a plugin's, none; without it, none and prompt-lookup where the "
+            "nets can verify drafts.",
+        ),
+    ] = "",
     platform: Annotated[
         str,
         typer.Option(
@@ -144,7 +156,13 @@ def bench(
         force=force,
         verify_files=verify_files,
     )
-    report, ended = _measure(find_target(request, yes=yes, hub=hub), choice, runs, warmup, platform)
+    report, ended = _measure(
+        find_target(request, yes=yes, hub=hub),
+        choice,
+        draft.replace(",", " ").split(),
+        benchmark.Repeats(runs, warmup),
+        platform,
+    )
     if report.rows:
         _print(report, as_json=as_json, as_csv=as_csv, as_markdown=as_markdown)
     if ended.failure is not None:
@@ -156,10 +174,10 @@ def bench(
 
 
 def _measure(
-    target: Target, choice: CaseChoice, runs: int, warmup: int, platform: str
+    target: Target, choice: CaseChoice, drafters: Sequence[str], repeats: benchmark.Repeats, platform: str
 ) -> tuple[BenchReport, benchmark.Ended]:
     """Load the model, measure, and let it go."""
-    from tpudeploy.bench import Variant, make_cases, make_report, room_needed
+    from tpudeploy.bench import make_cases, make_report, make_variants, room_needed
     from tpudeploy.cli.progress import BuildProgress
     from tpudeploy.plugins import registry
 
@@ -171,14 +189,17 @@ def _measure(
         cases = make_cases(choice, model)
         if choice.question and model.text is None:
             print_note(f"There is no tokenizer for {model.title}: the question is left out.")
-        ended = benchmark.run_all(model, cases, [Variant()], runs=runs, warmup=warmup)
+        variants = make_variants(drafters, model, registry())
+        if set(drafters) - {variant.name for variant in variants}:
+            print_note(f"{model.title} has no nets that verify drafts: none are made.")
+        ended = benchmark.run_all(model, cases, variants, repeats)
         report = make_report(
             model,
             ended.finished,
             registry().models,
             platform=platform,
-            warmup=warmup,
-            runs=runs,
+            warmup=repeats.warmup,
+            runs=repeats.runs,
             interrupted=ended.interrupted or ended.failure is not None,
         )
     return report, ended

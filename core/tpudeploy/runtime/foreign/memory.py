@@ -51,7 +51,7 @@ class ForeignCache:
         self.current = 0
         """Which set of buffers holds the tokens."""
         self.revision = 0
-        """Another number after every change of which tokens are held."""
+        """Another number after every change of which tokens are held; counted before, should it be interrupted."""
         self.ids: list[int] = []
         self.slots: list[int] = []
 
@@ -67,16 +67,16 @@ class ForeignCache:
         return self.length_max - len(self.slots)
 
     def common_prefix(self, ids: Sequence[int], known: int = 0) -> int:
-        """How many leading tokens of ``ids`` are in the cache; ``known`` are, and are not compared."""
+        """How many leading tokens of ``ids`` are in the cache; the first ``known`` are not compared."""
         count = min(len(ids), len(self.ids))
         return next((place for place in range(known, count) if self.ids[place] != ids[place]), count)
 
     def truncate(self, length: int) -> None:
         """Forget tokens from position ``length`` on; their rows stay, hidden."""
         if length < len(self.ids):
+            self.revision += 1
             del self.ids[length:]
             del self.slots[length:]
-            self.revision += 1
 
     def first_slot(self, count: int) -> int:
         """Where several tokens go at once: after those that are there, or to the end of an empty cache that slides."""
