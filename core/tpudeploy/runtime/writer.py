@@ -91,7 +91,6 @@ class Writer:
         else:
             self._compute(start, counted=not first)
         written = self._ids[before:]
-        if written:
         if written and self._speculation is not None:
             self._speculation.extend(written)
         self._revision = self._engine.revision
