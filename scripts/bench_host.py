@@ -137,7 +137,7 @@ def time_each(work: Callable[[], object], count: int) -> list[float]:
 def time_tokens(engine: Engine, sampling: SamplingOptions, tokens: int) -> list[float]:
     """Host milliseconds of each decoded token, at the far end of the cache."""
     prompt = [position % 1000 for position in range(engine.seq_length - tokens)]
-    generation = generate(engine, prompt, GenerationOptions(sampling=sampling))
+    generation = generate(engine, prompt, GenerationOptions(sampling=sampling, drafter=None))
     next(generation)
     return time_each(lambda: next(generation), tokens - 1)
 

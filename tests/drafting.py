@@ -61,6 +61,11 @@ class TableEngine(TokenEngine):
         self.held: list[int] = []
         self.passes: list[int] = []
         """The number of tokens of every pass."""
+        self._revision = 0
+
+    @property
+    def revision(self) -> int:
+        return self._revision
 
     @property
     def seq_length(self) -> int:
@@ -71,8 +76,10 @@ class TableEngine(TokenEngine):
         return len(self._logits(()))
 
     def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
+        assert list(ids[: min(known, len(self.held))]) == self.held[:known], "not what the cache holds"
         same = next((i for i, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), len(self.held))
         kept = min(same, len(ids) - 1)
+        self._revision += kept < len(self.held)
         del self.held[kept:]
         return kept
 
@@ -82,6 +89,7 @@ class TableEngine(TokenEngine):
     def forward(self, ids: Sequence[int], *, rows: int = 1) -> Array:
         self.passes.append(len(ids))
         self.held += ids
+        self._revision += 1
         assert len(self.held) <= self._length
         count = len(self.held)
         return np.array([self._row(count - rows + row + 1) for row in range(rows)], dtype=np.float32)
@@ -103,12 +111,14 @@ class TableEngine(TokenEngine):
     def accept(self, ids: Sequence[int]) -> None:
         assert list(ids) == self._computed[: len(ids)], "rows that were never computed"
         self.held += ids
+        self._revision += 1
 
     def settle(self) -> Iterator[int]:
         raise AssertionError("nothing is ever in doubt")
 
     def forget(self) -> None:
         self.held.clear()
+        self._revision += 1
 
     def close(self) -> None: ...
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "plugins",
     "toolchain",
     "doctor",
+    "estimate",
 }
 # typer itself may import pydantic to read a command's arguments; the budget below holds nevertheless.
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "sentencepiece", "safetensors", "sympy")

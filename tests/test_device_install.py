@@ -80,6 +80,7 @@ def test_one_file_runs_on_a_bare_python_3_10(device: Path, tmp_path: Path) -> No
     assert there["token_ids"] == json.loads(here.stdout)["token_ids"]
     assert Path(there["bundle"]).is_relative_to(tmp_path / "home")
     assert '"chatglm3:demo"' in run(device / "tpudeploy", "show", "--bundle", bundle, "--json")
+    assert '"chatglm3:6b"' in run(device / "tpudeploy", "estimate", "chatglm3", "--json")
     lacking = subprocess.run(
         [str(device / "tpudeploy"), "compile", "chatglm3:demo"], env=env, capture_output=True, text=True, check=False
     )

@@ -32,7 +32,7 @@ from tpudeploy.runtime.stage_nets import find_heads
 
 torch.set_num_threads(1)
 SEQ = 320
-PLAN = NetPlan(seq_length=SEQ, prefill=(Stage(new_tokens=16, cache_length=SEQ),))
+PLAN = NetPlan(seq_length=SEQ, prefill=(Stage(new_tokens=16, cache_length=SEQ),), verify=())
 STAGES = NetPlan(
     seq_length=SEQ,
     prefill=tuple(Stage(new_tokens=new, cache_length=cache) for new, cache in ((32, 0), (16, 64), (64, SEQ))),

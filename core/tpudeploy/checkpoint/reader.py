@@ -30,9 +30,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not folder.is_dir():
-            raise CheckpointError(f"there is no checkpoint folder {folder}.", hint="Give --model-dir an existing one.")
-        self.config = _read_json(folder / "config.json")
+        self.config = read_config(folder)
         self._files = _tensor_files(folder)
         self._bin_shard: tuple[Path, Mapping[str, torch.Tensor]] | None = None
 
@@ -78,6 +76,16 @@ class Checkpoint:
         if name not in self._bin_shard[1]:
             raise CheckpointError(f"{path} has no tensor {name!r}, although the index says so.", hint=FETCH_HINT)
         return self._bin_shard[1][name]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint folder, whose weights need not be there.
+
+    :raises CheckpointError: no such folder, or no readable config.json.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}.", hint="Give --model-dir an existing one.")
+    return _read_json(folder / "config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

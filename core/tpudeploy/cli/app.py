@@ -12,6 +12,7 @@ from tpudeploy.cli.commands import (
     bundle,
     compile_model,
     doctor,
+    estimate,
     export,
     list_models,
     plugins,
@@ -60,6 +61,7 @@ app.command("list", hidden=True)(list_models.list_models)  # what users of other
 app.command("show")(show.show)
 app.command("run")(run.run)
 app.command("bench")(bench.bench)
+app.command("estimate")(estimate.estimate)
 app.command("export")(export.export)
 app.command("compile")(compile_model.compile_model)
 app.command("pull")(pull.pull)

@@ -20,7 +20,7 @@ Prefill = Annotated[
         metavar="SxC,...",
         envvar="TPUDEPLOY_PREFILL",
         show_default=False,
-        help="Prefill stages: S new tokens over a cache of C, for example 128x512; without it, 128 over the whole.",
+        help="Prefill stages: S new tokens over a cache of C, for example 128x512; without it, a measured choice.",
     ),
 ]
 DecodeCache = Annotated[
@@ -30,7 +30,7 @@ DecodeCache = Annotated[
         metavar="C,...",
         envvar="TPUDEPLOY_DECODE_CACHE",
         show_default=False,
-        help="Cache lengths of decode stages, for example 512,2048; without it, the whole.",
+        help="Cache lengths of decode stages, for example 512,2048; without it, steps of four.",
     ),
 ]
 VerifyNets = Annotated[

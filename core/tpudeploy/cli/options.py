@@ -203,11 +203,16 @@ OptionalOutput = Annotated[
 ]
 
 
+_MOST_DIGITS = 18
+_MOST_SHOWN = 100
+
+
 def parse_ids(text: str, what: str) -> tuple[int, ...]:
     """``1,2,3`` or ``1 2 3`` as numbers. :raises UsageError: anything else."""
     from tpudeploy.errors import UsageError
 
     words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
-        raise UsageError(f"{what} takes whole numbers with commas between them, not {text!r}.")
+    # Python reads no number of thousands of digits; nothing here has more than a few.
+    if not words or not all(word.isdecimal() and len(word) <= _MOST_DIGITS for word in words):
+        raise UsageError(f"{what} takes whole numbers with commas between them, not {text[:_MOST_SHOWN]!r}.")
     return tuple(int(word) for word in words)

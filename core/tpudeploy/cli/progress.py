@@ -107,7 +107,7 @@ class BuildProgress(LiveLine):
 
     def __call__(self, event: StageEvent) -> None:
         """Take one event of the pipeline."""
-        if event.stage == "wait":
+        if event.stage in {"wait", "notice"}:
             self.note(f"{event.item}.")
             return
         self.update(f"{event.stage} {event.item}", event.done, event.total, f"{event.done}/{event.total}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from tpudeploy.compile.store import (
 )
 from tpudeploy.compile.toolchain import find_toolchain
 from tpudeploy.compile.workers import Report, run_all, worker_count
-from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFormat, CompilerInfo, Manifest
+from tpudeploy.contracts.bundle import MANIFEST_NAME, BundleFormat, CompilerInfo, Manifest, NetProfile
+from tpudeploy.contracts.net import NetSet
 from tpudeploy.contracts.progress import Progress, StageEvent, no_progress
 from tpudeploy.contracts.slices import Slice, SliceCheck, slices_of
 from tpudeploy.runtime.bundle_store import describe_file, read_manifest, write_manifest
@@ -139,8 +140,8 @@ class BundleJob:
                 finished += 1
             self.progress(event.model_copy(update={"done": finished, "total": total}))
 
-        self.builder.prepare(self.parts, count)
         jobs = worker_count(self.plan.config, asked=self.plan.options.jobs)
+        self.builder.prepare(self.parts, self.weights, jobs, count)
         return run_all(self._build_slice, self.parts, jobs=jobs, progress=count)
 
     def _build_slice(self, part: Slice, report: Report) -> BuiltSlice:
@@ -188,7 +189,6 @@ class BundleJob:
     def _manifest(
         self, built: list[BuiltSlice], work: Path, net_files: dict[str, str], tokenizer: tuple[str, ...]
     ) -> Manifest:
-        cycles = {net: count for piece in built for net, count in piece.cycles.items()}
         source = self.plan.source
         paths = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
         return Manifest(
@@ -202,9 +202,18 @@ class BundleJob:
             tokenizer_files=tokenizer,
             stop_ids=self._stop_ids(tokenizer),
             patches=self.plan.patches,
-            compiler=CompilerInfo(
-                name=self.builder.compiler.name, version=self.builder.compiler.version, cycles=cycles
-            ),
+            compiler=_with_profiles(self.builder.compiler, self.plan.net_set, built),
             tpudeploy_version=__version__,
             files=tuple(describe_file(work, path) for path in paths),
         )
+
+
+def _with_profiles(compiler: CompilerInfo, nets: NetSet, built: Sequence[BuiltSlice]) -> CompilerInfo:
+    """Cycles of every net; of nets that differ in their layer alone one profile."""
+    told = {net: profile for piece in built for net, profile in piece.profiles.items()}
+    profiles: dict[str, NetProfile] = {}
+    for net in nets.nets:
+        if net.name in told:
+            profiles.setdefault(net.pattern, told[net.name])
+    cycles = {net: profile.total_cycles for net, profile in told.items()}
+    return compiler.model_copy(update={"cycles": cycles, "profiles": profiles})

@@ -7,28 +7,24 @@ arrays of the weight file, and random numbers, unlike real ones, never happen to
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from tpudeploy.compile.profile import PROFILE_NAME, write_profile
+from tpudeploy.compile.random_weights import RandomWeights
 from tpudeploy.compile.store import StageStore, stage_key
 from tpudeploy.compile.toolchain import Toolchain, run_tool
 from tpudeploy.contracts.base import digest_json
-from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.net import NetSpec
 from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.errors import CompileError
 from tpudeploy.graph.onnx_builder import OnnxBuilder, save_onnx
-from tpudeploy.graph.weight_file import write_weight_file
 
 TEMPLATE_NAME = "template"
 CHIP = "bm1684x"
-_CYCLES = re.compile(r"total_cycle:(\d+)")
 _CODE = ("compile", "graph")
 
 
@@ -44,19 +40,24 @@ class ChipCompiler:
     scheme: QuantScheme
     logs: Path
 
-    def template(self, net: NetSpec, graph: OnnxBuilder) -> tuple[Path, bool]:
-        """The MLIR text of a net's shape, and whether it was there already."""
+    def text_key(self, net: NetSpec, graph: OnnxBuilder) -> str:
+        """Key of the MLIR text of a net's shape."""
         nodes = graph.nodes_digest()
         shape = {"inputs": [s.model_dump(mode="json") for s in net.inputs], "nodes": nodes}
-        key = stage_key("transform", {"net": shape, "tools": self.toolchain.version}, code=_CODE)
+        return stage_key("transform", {"net": shape, "tools": self.toolchain.version}, code=_CODE)
+
+    def text(self, net: NetSpec, graph: OnnxBuilder, random: RandomWeights) -> tuple[Path, bool]:
+        """The MLIR text of a net's shape, and whether it was there already."""
+        key = self.text_key(net, graph)
 
         def produce(folder: Path) -> None:
-            entries = write_weight_file(folder / "template.npz", _random_weights(graph)).entries
-            model = graph.model(net.inputs, net.outputs, location="template.npz", entries=entries)
+            path, entries = random.file(graph)
+            (folder / path.name).symlink_to(path)
+            model = graph.model(net.inputs, net.outputs, location=path.name, entries=entries)
             save_onnx(model, folder / "template.onnx")
             arguments = ["--model_name", TEMPLATE_NAME, "--model_def", "template.onnx", "--mlir", "template.mlir"]
             self._run("model_transform", arguments, folder, f"transform-{net.kind.value}-{net.stage}")
-            _keep_only(folder, "template.mlir")
+            keep_only(folder, "template.mlir")
 
         folder, reused = self.store.run(key, produce, what=f"the graph of {net.name}")
         return folder / "template.mlir", reused
@@ -76,18 +77,22 @@ class ChipCompiler:
         )
 
     def deploy(self, key: str, net: NetSpec, template: Path, weight_path: Path) -> tuple[Path, bool]:
-        """Quantize one net and generate its code; returns the folder of its piece, and whether it was there already."""
+        """Compile one net the long way; returns the folder of its piece, and whether it was there already."""
 
         def produce(folder: Path) -> None:
-            _instantiate(template, net.name, weight_path, folder)
-            group = ["--q_group_size", str(self.scheme.group_size)] if self.scheme.weight_bits == 4 else []
-            arguments = ["--mlir", f"{net.name}.mlir", "--quantize", self.scheme.vendor_name, *group]
-            arguments += ["--quant_input", "--quant_output", "--chip", CHIP, "--model", "net.bmodel"]
-            self._run("model_deploy", arguments, folder, f"deploy-{net.name}")
-            write_cycles(folder, net.name)
-            _keep_only(folder, "net.bmodel", "cycles.json")
+            self.compile(template, net.name, weight_path, folder, log=f"deploy-{net.name}")
+            keep_only(folder, "net.bmodel", PROFILE_NAME)
 
         return self.store.run(key, produce, what=net.name)
+
+    def compile(self, text: Path, name: str, weight_path: Path, folder: Path, *, log: str) -> None:
+        """Quantize a net and generate its code: ``net.bmodel`` and ``profile.json``, and much else, in ``folder``."""
+        _instantiate(text, name, weight_path, folder)
+        group = ["--q_group_size", str(self.scheme.group_size)] if self.scheme.weight_bits == 4 else []
+        arguments = ["--mlir", f"{name}.mlir", "--quantize", self.scheme.vendor_name, *group]
+        arguments += ["--quant_input", "--quant_output", "--chip", CHIP, "--model", "net.bmodel"]
+        self._run("model_deploy", arguments, folder, log)
+        write_profile(folder)
 
     def combine(self, pieces: Sequence[Path], output: Path, *, what: str) -> None:
         """Combine bmodels into one; equal weights are stored once."""
@@ -104,13 +109,6 @@ class ChipCompiler:
         run_tool(self.toolchain, tool, arguments, cwd=folder, log=self.logs / f"{name}.log")
 
 
-def _random_weights(graph: OnnxBuilder) -> Iterator[tuple[str, Array]]:
-    """Numbers in [0.5, 1.5): no zeros, no ones, no two arrays alike."""
-    random = np.random.default_rng(0)
-    for name, shape in graph.weights.items():
-        yield name, random.random(shape, dtype=np.float32) + np.float32(0.5)
-
-
 def _instantiate(template: Path, name: str, weight_path: Path, folder: Path) -> None:
     """Write ``NAME.mlir``: the template's text under another name, over another weight file."""
     text = template.read_text()
@@ -122,15 +120,11 @@ def _instantiate(template: Path, name: str, weight_path: Path, folder: Path) -> 
     (folder / weight_path.name).symlink_to(weight_path)
 
 
-def write_cycles(folder: Path, name: str) -> None:
-    """Keep the compiler's modelled cycles of a net as ``cycles.json``: ``{name: cycles}``."""
-    profile = folder / "compiler_profile_0.txt"
-    found = _CYCLES.findall(profile.read_text(errors="replace")) if profile.is_file() else []
-    cycles = {name: sum(int(number) for number in found)} if found else {}
-    (folder / "cycles.json").write_text(json.dumps(cycles))
+def keep_only(folder: Path, *names: str) -> None:
+    """Remove from a stage's folder what the tools left there beside its results.
 
-
-def _keep_only(folder: Path, *names: str) -> None:
+    :raises CompileError: one of these is missing.
+    """
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CompileError(f"the vendor's tools succeeded but wrote no {missing[0]} in {folder}.")

@@ -106,7 +106,8 @@ def plan_build(source: ModelSource, options: BuildOptions, registry: PluginRegis
     patched = apply_patches(source.config, patches)
     # onnxruntime computes in float32 whatever the weights are; the chip's nets take their own type.
     activation = DType.F32 if options.format is BundleFormat.ONNX else scheme.activation
-    net_set = split_nets(source.adapter.slices(patched, options.nets, activation), options.chips, options.split)
+    nets = options.nets.simplest() if options.format is BundleFormat.ONNX else options.nets
+    net_set = split_nets(source.adapter.slices(patched, nets, activation), options.chips, options.split)
     return BuildPlan(source, options, scheme, patches, net_set)
 
 

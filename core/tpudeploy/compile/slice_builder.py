@@ -13,8 +13,8 @@ from pydantic import Field
 from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.compile.workers import Report
 from tpudeploy.contracts.base import Value
-from tpudeploy.contracts.bundle import CompilerInfo
-from tpudeploy.contracts.progress import StageEvent, Status
+from tpudeploy.contracts.bundle import CompilerInfo, NetProfile
+from tpudeploy.contracts.progress import Progress, StageEvent, Status
 from tpudeploy.contracts.slices import Slice, SliceCheck
 
 _RECORD_NAME = "slice.json"
@@ -24,12 +24,14 @@ class SliceRecord(Value):
     """What is known of a built slice beside its files.
 
     :param net_files: net name -> file within the slice's folder.
-    :param cycles: modelled chip cycles of each net.
+    :param profiles: what the compiler's model of the chip says of each net.
+    :param blocks: large blocks that the nets' files leave out: SHA-256 (hex) -> file within the slice's folder.
     """
 
     net_files: dict[str, str]
+    blocks: dict[str, str] = Field(default_factory=dict)
     checks: tuple[SliceCheck, ...]
-    cycles: dict[str, int] = Field(default_factory=dict)
+    profiles: dict[str, NetProfile] = Field(default_factory=dict)
 
 
 class BuiltSlice(Value):
@@ -50,9 +52,9 @@ class BuiltSlice(Value):
         return self.record.checks
 
     @property
-    def cycles(self) -> dict[str, int]:
-        """Modelled chip cycles of each net, where the compiler reports them."""
-        return self.record.cycles
+    def profiles(self) -> dict[str, NetProfile]:
+        """What the compiler's model of the chip says of each net, where there is one."""
+        return self.record.profiles
 
 
 class SliceBuilder(ABC):
@@ -60,8 +62,10 @@ class SliceBuilder(ABC):
 
     compiler: CompilerInfo
 
-    def prepare(self, parts: Sequence[Slice], report: Report) -> None:  # noqa: B027 - a default, not a gap
-        """Do what all slices share, before the first; nothing by default."""
+    def prepare(  # noqa: B027 - a default, not a gap
+        self, parts: Sequence[Slice], weights: ModelWeights, jobs: int, progress: Progress
+    ) -> None:
+        """Do what all slices share, before the first, on ``jobs`` things at once; nothing by default."""
 
     @abstractmethod
     def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:

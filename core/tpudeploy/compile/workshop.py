@@ -11,12 +11,15 @@ from pathlib import Path
 
 from tpudeploy.checkpoint.weights import ModelWeights
 from tpudeploy.contracts.base import digest_json
+from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.slices import ModelExport, Slice, SliceCheck
 from tpudeploy.graph.export import (
+    check_arrays,
     check_slice,
     write_slice_graphs,
     write_slice_weights,
 )
+from tpudeploy.graph.slice_weights import slice_arrays
 from tpudeploy.graph.weight_file import WeightFile
 
 _EXPORT_TURN = threading.Lock()
@@ -60,6 +63,19 @@ def export_slice(part: Slice, weights: ModelWeights, export: ModelExport, folder
         write_slice_graphs(part, export, weight_file, folder)
         checks = check_slice(part, weights, export, folder)
     return ExportedSlice(part, folder, weight_file, tuple(checks))
+
+
+def checked_arrays(
+    part: Slice, weights: ModelWeights, export: ModelExport
+) -> tuple[dict[str, Array], tuple[SliceCheck, ...]]:
+    """A slice's weights, float32, in memory, checked in its nets; blocks while another thread exports.
+
+    :raises CompileError: a net differs from the torch reference.
+    """
+    with _EXPORT_TURN:
+        arrays = dict(slice_arrays(part, weights, export.config, export.seq_length))
+        checks = check_arrays(part, weights, export, arrays)
+    return arrays, tuple(checks)
 
 
 @contextmanager

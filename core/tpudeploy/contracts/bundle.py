@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -12,9 +13,11 @@ from tpudeploy.contracts.patch import Patch
 from tpudeploy.contracts.quant import QuantMode, QuantScheme
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 2
-"""2 added ``verification``; bundles of version 1 are read as well."""
+FORMAT_VERSION = 3
+"""2 added ``verification``, 3 ``compiler.profiles``; bundles of older versions are read as well."""
 _LONGEST_PATH = 255
+_LARGEST_COUNT = 1 << 53
+"""Far above any count of a compiler, and still exact in JSON and as a float."""
 
 
 class BundleFormat(str, Enum):
@@ -47,17 +50,48 @@ class BundleFile(Value):
         return path
 
 
+Count = Annotated[int, Field(ge=0, le=_LARGEST_COUNT)]
+
+
+class NetProfile(Value):
+    """What the compiler's model of the chip says of one net. 1e6 cycles are 1 ms.
+
+    :param total_cycles: from the first command to the last.
+    :param dma_cycles: in which the DMA engine is busy.
+    :param arithmetic_cycles: in which the arithmetic engine is busy; the two overlap.
+    :param read_bytes: from device memory into the chip's own.
+    :param written_bytes: back to device memory.
+    :param copied_bytes: from device memory to device memory.
+    :param operations: arithmetic operations; a multiplication with its addition counts as two.
+    """
+
+    total_cycles: Count
+    dma_cycles: Count
+    arithmetic_cycles: Count
+    read_bytes: Count
+    written_bytes: Count
+    copied_bytes: Count
+    operations: Count
+
+    @property
+    def moved_bytes(self) -> int:
+        """All traffic of device memory: a copy reads and writes."""
+        return self.read_bytes + self.written_bytes + 2 * self.copied_bytes
+
+
 class CompilerInfo(Value):
     """What made the nets.
 
     :param name: ``"tpu-mlir"`` or ``"onnx"``.
     :param version: its version.
     :param cycles: modelled chip cycles of each net (1e6 = 1 ms), where the compiler reports them.
+    :param profiles: more of the same, one for all layers: by :attr:`~tpudeploy.contracts.net.NetSpec.pattern`.
     """
 
     name: str
     version: str
-    cycles: dict[str, int] = Field(default_factory=dict)
+    cycles: dict[str, Count] = Field(default_factory=dict)
+    profiles: dict[str, NetProfile] = Field(default_factory=dict)
 
 
 class VerificationOutcome(str, Enum):

@@ -122,6 +122,14 @@ class NetSpec(Value):
     part: LayerPart = LayerPart.WHOLE
     chip: int = 0
 
+    @property
+    def pattern(self) -> str:
+        """The name that nets of all layers share, with ``i`` for the layer: ``block_kv_i_s256_c2048``."""
+        stem = f"{self.kind.value}_{self.layer}"
+        if self.layer is None or not self.name.startswith(stem):
+            return self.name
+        return f"{self.kind.value}_i{self.name[len(stem) :]}"
+
     def input(self, name: str) -> TensorSpec:
         """The input called ``name``; :raises KeyError: there is none."""
         return next((spec for spec in self.inputs if spec.name == name), None) or _missing(self.name, name)

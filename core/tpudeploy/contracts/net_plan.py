@@ -13,20 +13,27 @@ from tpudeploy.contracts.net import NetKind, NetSet, NetSpec, Stage, TensorSpec
 from tpudeploy.errors import SequenceTooLongError, UsageError
 
 DEFAULT_SEQ_LENGTH = 512
-DEFAULT_VERIFY_TOKENS = 8
-"""Measured: a pass of 8 costs 11 to 22 % more than one of a single token."""
+DEFAULT_VERIFY_TOKENS = 16
+"""Measured: a pass of 16 costs 8 (INT8) to 15 % (INT4) more than one of a single token, and no more than one of 8."""
 DEFAULT_PREFILL_TOKENS = 128
-"""Measured: the chunk that serves a short first prompt fastest, and matches one pass of 512 in four."""
+"""Measured: up to here a pass costs little more than reading the weights, beyond it grows with its tokens."""
+MIDDLE_PREFILL_TOKENS = 256
+LARGEST_PREFILL_TOKENS = 512
+"""Measured: the chunk that costs least a token; beyond it the compiler reads weights more often."""
+SHORTEST_CACHE = 512
+CACHE_STEP = 4
+"""Measured: four times the cache costs a token 2 to 6 % and a chunk 7 to 27 %; fewer steps would waste that, more would
+cost nets."""
 
 
 class NetPlan(Value):
     """What to choose about a net set; every other number follows from the model.
 
     :param seq_length: tokens that a conversation may hold; also the largest cache length.
-    :param prefill: stages of prefill; empty means one of 128 tokens over the whole cache. A stage with cache
-        length 0 becomes a ``block_i`` net, which serves only the start of an empty cache.
-    :param decode_cache_lengths: cache lengths of decode; empty means the whole cache.
-    :param verify: stages of verify nets for drafted tokens; None means one of 8 tokens over the whole cache, and empty
+    :param prefill: stages of prefill; empty means those of :func:`default_prefill`. A stage with cache length 0
+        becomes a ``block_i`` net, which serves only the start of an empty cache.
+    :param decode_cache_lengths: cache lengths of decode; empty means those of :func:`default_cache_lengths`.
+    :param verify: stages of verify nets for drafted tokens; None means those of :func:`default_verify`, and empty
         means none.
     """
 
@@ -38,11 +45,57 @@ class NetPlan(Value):
     @property
     def verify_stages(self) -> tuple[Stage, ...]:
         """Stages of verify nets, the default among them."""
-        if self.verify is not None:
-            return self.verify
-        if self.seq_length == 1:
-            return ()
-        return (Stage(new_tokens=min(DEFAULT_VERIFY_TOKENS, self.seq_length), cache_length=self.seq_length),)
+        return default_verify(self.seq_length) if self.verify is None else self.verify
+
+    def simplest(self) -> NetPlan:
+        """The plan with one stage of each kind where it leaves them open.
+
+        For backends whose passes cost what their padded tokens cost, which further stages would not make cheaper.
+        """
+        chunk = Stage(new_tokens=min(DEFAULT_PREFILL_TOKENS, self.seq_length), cache_length=self.seq_length)
+        return self.model_copy(
+            update={
+                "prefill": self.prefill or (chunk,),
+                "decode_cache_lengths": self.decode_cache_lengths or (self.seq_length,),
+                "verify": self.verify_stages[:1] if self.verify is None else self.verify,
+            }
+        )
+
+
+def default_cache_lengths(seq_length: int) -> tuple[int, ...]:
+    """Cache lengths that stages come in, so that short contexts do not pay for long ones; the whole one comes first.
+
+    For example 8192, 512, 2048. A length is left out where the next would be less than four times as long.
+    """
+    lengths, length = [], SHORTEST_CACHE
+    while length * CACHE_STEP <= seq_length:
+        lengths.append(length)
+        length *= CACHE_STEP
+    return (seq_length, *lengths)
+
+
+def default_prefill(seq_length: int) -> tuple[Stage, ...]:
+    """The stages of prefill: chunks of 128 and 512 tokens over each cache length, of 256 over the shortest.
+
+    Sequences of up to 512 tokens have a pass of the whole length over no cache instead of the 512.
+    """
+    caches = default_cache_lengths(seq_length)
+    chunks = [(DEFAULT_PREFILL_TOKENS, cache) for cache in caches]
+    chunks.append((MIDDLE_PREFILL_TOKENS, min(caches)))
+    if seq_length <= LARGEST_PREFILL_TOKENS:
+        chunks = [(new, cache) for new, cache in chunks if new < seq_length]
+        chunks.append((seq_length, 0) if chunks else (seq_length, seq_length))
+    else:
+        chunks += [(LARGEST_PREFILL_TOKENS, cache) for cache in caches]
+    return tuple(Stage(new_tokens=new, cache_length=cache) for new, cache in chunks)
+
+
+def default_verify(seq_length: int) -> tuple[Stage, ...]:
+    """The stages of verify nets: over each cache length, as decode nets are. A cache of one token has none."""
+    if seq_length == 1:
+        return ()
+    tokens = min(DEFAULT_VERIFY_TOKENS, seq_length)
+    return tuple(Stage(new_tokens=tokens, cache_length=cache) for cache in default_cache_lengths(seq_length))
 
 
 def plan_nets(config: DecoderConfig, plan: NetPlan, activation: DType) -> NetSet:
@@ -73,9 +126,9 @@ def plan_nets(config: DecoderConfig, plan: NetPlan, activation: DType) -> NetSet
 
 
 def _stages(plan: NetPlan) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
-    default = Stage(new_tokens=min(DEFAULT_PREFILL_TOKENS, plan.seq_length), cache_length=plan.seq_length)
-    lengths = plan.decode_cache_lengths or (plan.seq_length,)
-    return plan.prefill or (default,), tuple(Stage(new_tokens=1, cache_length=length) for length in lengths)
+    lengths = plan.decode_cache_lengths or default_cache_lengths(plan.seq_length)
+    decode = tuple(Stage(new_tokens=1, cache_length=length) for length in lengths)
+    return plan.prefill or default_prefill(plan.seq_length), decode
 
 
 def _check_stages(plan: NetPlan, prefill: tuple[Stage, ...], decode: tuple[Stage, ...]) -> None:

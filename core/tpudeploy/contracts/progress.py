@@ -13,8 +13,8 @@ Status = Literal["started", "finished", "reused"]
 class StageEvent(Value):
     """One step of export or compile.
 
-    :param stage: ``"patch"``, ``"transform"``, ``"export"``, ``"quantize"``, ``"deploy"``, ``"slice"``,
-        ``"bundle"`` or ``"wait"``.
+    :param stage: ``"patch"``, ``"transform"``, ``"export"``, ``"quantize"``, ``"deploy"``, ``"proof"``, ``"slice"``,
+        ``"bundle"``, ``"wait"`` or ``"notice"``; the items of these two are texts for people.
     :param item: what it worked on, for example a net's name.
     :param status: how it stands; ``"reused"`` means that the result of an earlier run was taken.
     :param done: steps of this stage that are finished.

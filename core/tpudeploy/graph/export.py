@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from tpudeploy.graph.onnx_decoder import build_graph
 from tpudeploy.graph.shard_weights import shard_config
 from tpudeploy.graph.slice_check import reference_cases
 from tpudeploy.graph.slice_weights import slice_arrays
-from tpudeploy.graph.weight_file import WeightFile, write_weight_file
+from tpudeploy.graph.weight_file import WeightFile, contiguous, write_weight_file
 
 
 def net_graphs(part: Slice, export: ModelExport) -> list[tuple[NetSpec, OnnxBuilder]]:
@@ -49,29 +49,55 @@ def check_slice(part: Slice, weights: ModelWeights, export: ModelExport, folder:
 
     :raises CompileError: a net is further from the reference than the adapter's tolerance.
     """
+    cases = reference_cases(part, weights, export.config)
+    return [_check(case, _run_onnx(str(folder / f"{case.net.name}.onnx"), case, {}), export) for case in cases]
+
+
+def check_arrays(
+    part: Slice, weights: ModelWeights, export: ModelExport, arrays: Mapping[str, Array]
+) -> list[SliceCheck]:
+    """The same of a slice whose weights are in memory: nothing is written.
+
+    :param arrays: what ``slice_arrays`` gives.
+    :raises CompileError: a net is further from the reference than the adapter's tolerance.
+    """
+    graphs = {net.name: graph for net, graph in net_graphs(part, export)}
+    ready = {name: contiguous(array) for name, array in arrays.items()}
     checks = []
     for case in reference_cases(part, weights, export.config):
-        check = _compare(case, _run_onnx(folder / f"{case.net.name}.onnx", case))
-        if not (check.max_error <= export.tolerance.absolute and check.cosine >= export.tolerance.cosine):
-            raise CompileError(
-                f"the exported net {check.net} differs from the torch reference: error {check.max_error:.3g} "
-                f"(allowed {export.tolerance.absolute:.3g}), cosine {check.cosine:.7f} "
-                f"(at least {export.tolerance.cosine}).",
-                hint="This is a defect of the adapter or of tpudeploy: please report it with config.json.",
-            )
-        checks.append(check)
+        graph = graphs[case.net.name]
+        model = graph.model_with_inputs(case.net.inputs, case.net.outputs)
+        given = {name: ready[name] for name in graph.weights}
+        checks.append(_check(case, _run_onnx(model.SerializeToString(), case, given), export))
     return checks
 
 
-def _run_onnx(path: Path, case: SliceCase) -> Sequence[Array]:
+def _check(case: SliceCase, outputs: Sequence[Array], export: ModelExport) -> SliceCheck:
+    check = _compare(case, outputs)
+    if not (check.max_error <= export.tolerance.absolute and check.cosine >= export.tolerance.cosine):
+        raise CompileError(
+            f"the exported net {check.net} differs from the torch reference: error {check.max_error:.3g} "
+            f"(allowed {export.tolerance.absolute:.3g}), cosine {check.cosine:.7f} "
+            f"(at least {export.tolerance.cosine}).",
+            hint="This is a defect of the adapter or of tpudeploy: please report it with config.json.",
+        )
+    return check
+
+
+def _run_onnx(model: str | bytes, case: SliceCase, weights: dict[str, Array]) -> Sequence[Array]:
+    """Run a net once.
+
+    :param model: its path, or itself.
+    :param weights: those that are inputs, where none lie beside it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     # Packing copies every weight; a net that runs once is better off without.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs: Sequence[Array] = session.run([spec.name for spec in case.net.outputs], case.inputs)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    outputs: Sequence[Array] = session.run([spec.name for spec in case.net.outputs], case.inputs | weights)
     return outputs
 
 

@@ -88,9 +88,17 @@ class OnnxBuilder:
         initializers = list(self._constants.values())
         for name, shape in self.weights.items():
             initializers.append(_external(name, shape, location, *entries[name]))
-        graph = helper.make_graph(
-            self._nodes, self.name, [_value(s) for s in inputs], [_value(s) for s in outputs], initializers
-        )
+        return self._finish([_value(s) for s in inputs], outputs, initializers)
+
+    def model_with_inputs(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+        """The same nodes with the weights as further inputs: for a run over arrays that are in memory."""
+        weights = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(s)) for name, s in self.weights.items()]
+        return self._finish([*(_value(s) for s in inputs), *weights], outputs, list(self._constants.values()))
+
+    def _finish(
+        self, inputs: list[onnx.ValueInfoProto], outputs: Sequence[TensorSpec], initializers: list[onnx.TensorProto]
+    ) -> onnx.ModelProto:
+        graph = helper.make_graph(self._nodes, self.name, inputs, [_value(s) for s in outputs], initializers)
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],

@@ -26,6 +26,7 @@ def slice_arrays(
 
     :param config: the decoder with its patches applied; ``weights.config`` is the published one.
     :param seq_length: rows of the rotary tables.
+    :returns: those of matmuls are transposed views, (in, out), of what torch stores.
     """
     for name in part.weights:
         short = name.split(".", 2)[2] if part.layer is not None else name
@@ -34,7 +35,8 @@ def slice_arrays(
             tensor = shard_weight(short, tensor, part.shard, config.head_dim)
         # A matmul reads (in, out); torch stores (out, in). The embedding is a table, not a matmul.
         matmul = tensor.ndim == 2 and short != "embedding.weight"
-        yield short, (tensor.T if matmul else tensor).contiguous().numpy()
+        tensor = tensor.contiguous()
+        yield short, (tensor.T if matmul else tensor).numpy()
     if part.layer is not None:
         table = RotaryTable(config, seq_length)
         yield "rope.cos", table.cos.numpy()

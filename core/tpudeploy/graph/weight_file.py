@@ -40,8 +40,18 @@ def write_weight_file(path: Path, arrays: Iterable[tuple[str, Array]]) -> Weight
     entries: dict[str, tuple[int, int]] = {}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in arrays:
-            entries[name] = _write_entry(archive, name, np.ascontiguousarray(array, dtype=np.float32))
+            entries[name] = _write_entry(archive, name, contiguous(array))
     return WeightFile(name=path.name, entries=entries)
+
+
+def contiguous(array: Array) -> Array:
+    """Float32 in C order. Torch transposes a large matrix three times as fast as numpy."""
+    if array.ndim == 2 and array.dtype == np.float32 and array.flags.f_contiguous:
+        import torch
+
+        transposed: Array = torch.from_numpy(array).contiguous().numpy()
+        return transposed
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, array: Array) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def group_nets(nets: NetSet) -> tuple[NetGroup, ...]:
     """Put the nets of all layers together, in the order of the first."""
     groups: dict[str, list[NetSpec]] = {}
     for net in nets.nets:
-        groups.setdefault(_pattern(net), []).append(net)
+        groups.setdefault(net.pattern, []).append(net)
     return tuple(
         NetGroup(
             name=name,
@@ -98,13 +98,6 @@ def group_nets(nets: NetSet) -> tuple[NetGroup, ...]:
         )
         for name, members in groups.items()
     )
-
-
-def _pattern(net: NetSpec) -> str:
-    stem = f"{net.kind.value}_{net.layer}"
-    if net.layer is None or not net.name.startswith(stem):
-        return net.name
-    return f"{net.kind.value}_i{net.name[len(stem) :]}"
 
 
 def _of_folder(

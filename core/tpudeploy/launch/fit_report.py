@@ -60,11 +60,11 @@ def report_fit(
     :raises BundleError: a bundle that is missing or damaged.
     :raises BackendError: the named backend cannot run here, or has no such devices.
     """
-    folder, manifest = _open_bundle(request.bundle, settings) if request.bundle is not None else (None, None)
+    folder, manifest = open_manifest(request.bundle, settings) if request.bundle is not None else (None, None)
     form = manifest.format if manifest is not None else _form(registry, request.backend)
     backend = _backend(registry, request.backend, form)
     if manifest is not None:
-        reader = backend or next(iter(_readers(registry, form)), None)
+        reader = backend or next(iter(bundle_readers(registry, form)), None)
         requirement = bundle_requirement(folder, manifest, reader)
     else:
         requirement = _model_requirement(request, registry, form, chips or max(1, len(request.devices)))
@@ -79,7 +79,11 @@ def report_fit(
     )
 
 
-def _open_bundle(path: Path, settings: Settings) -> tuple[Path | None, Manifest]:
+def open_manifest(path: Path, settings: Settings) -> tuple[Path | None, Manifest]:
+    """What a bundle says of itself, nothing unpacked; its folder, or None where it is packed.
+
+    :raises BundleError: a bundle that is missing or damaged.
+    """
     place = locate_bundle(path, settings)
     if place.is_dir():
         return place, read_manifest(place)
@@ -106,11 +110,11 @@ def _model_requirement(request: LaunchRequest, registry: PluginRegistry, form: B
 def _backend(registry: PluginRegistry, name: str, form: BundleFormat) -> Backend | None:
     if name != AUTO_BACKEND or form is not BundleFormat.BMODEL:
         return choose_backend(registry, name, form)
-    able = [backend for backend in _readers(registry, form) if check_availability(backend).available]
+    able = [backend for backend in bundle_readers(registry, form) if check_availability(backend).available]
     return next((backend for backend in able if any(device.platform for device in backend.devices())), None)
 
 
-def _readers(registry: PluginRegistry, form: BundleFormat) -> list[Backend]:
+def bundle_readers(registry: PluginRegistry, form: BundleFormat) -> list[Backend]:
     """Backends that know what is in such bundles, available or not; the best first."""
     known = [backend for backend in registry.backends.values() if form in backend.formats]
     return sorted(known, key=lambda backend: -backend.priority)

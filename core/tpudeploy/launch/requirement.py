@@ -18,7 +18,7 @@ from tpudeploy.contracts.net import NetSet, NetSpec
 from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.contracts.slices import Slice, slices_of
 from tpudeploy.contracts.weights import layer_shapes
-from tpudeploy.launch.memory import INSTRUCTIONS_BYTES, RUNTIME_BYTES
+from tpudeploy.launch.memory import INSTRUCTIONS_BYTES, RUNTIME_BYTES, scratch_elements
 from tpudeploy.runtime.footprint import Footprint, footprints
 
 
@@ -160,11 +160,9 @@ def _slice_bytes(part: Slice, config: DecoderConfig, scheme: QuantScheme) -> int
 
 
 def _scratch_bytes(net: NetSpec, config: DecoderConfig, scheme: QuantScheme) -> int:
-    """More than compiled nets were seen to take: at full width they need two thirds of it."""
-    tokens, total = net.stage.new_tokens, net.stage.new_tokens + net.stage.cache_length
+    """More than compiled nets were seen to take, see :func:`scratch_elements`."""
     if not net.kind.is_block:
         elements = sum(spec.elements for spec in (*net.inputs, *net.outputs))
     else:
-        states = 4 * config.hidden_size + 3 * config.ffn_size + config.q_size + 2 * config.kv_size
-        elements = tokens * (states + config.num_heads * total)
+        elements = scratch_elements(config, net.stage.new_tokens, net.stage.cache_length)
     return elements * max(scheme.activation.itemsize_bytes, DType.F16.itemsize_bytes)

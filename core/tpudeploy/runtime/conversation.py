@@ -1,9 +1,11 @@
 """A conversation: messages that the model sees as far as they fit, and replies that stream.
 
 When history leaves too little room for an answer, its oldest turns are no longer sent; they stay in
-:attr:`Conversation.messages`. The system message and the newest turn are always sent. A turn is a user's message and
-all that follows it up to the next. A reply that is cancelled stays as far as it was shown; one of which nothing was
-shown, or that failed, leaves the conversation as it was.
+:attr:`Conversation.messages`. What follows a turn that is left out must be computed anew, so more are left out than the
+next answer needs: room is made for the turns to come as well, and most turns cost only their own tokens. The system
+message and the newest turn are always sent. A turn is a user's message and all that follows it up to the next. A reply
+that is cancelled stays as far as it was shown; one of which nothing was shown, or that failed, leaves the conversation
+as it was.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from tpudeploy.runtime.writer import Cancelled
 
 ANSWER_ROOM = 256
 """Tokens to leave for an answer of no stated length, where a quarter of the sequence length is not less."""
+TRIM_SLACK = 4
+"""Where turns are left out, one part in this many of the sequence length is freed beyond the room for an answer."""
 
 
 @dataclass(frozen=True)
@@ -127,19 +131,25 @@ class Conversation:
         return self._reply
 
     def _fit(self, message: Message, options: GenerationOptions) -> tuple[int, list[int]]:
-        """Leave out as few of the oldest turns as it takes.
+        """Leave out no turn while there is room; otherwise so many of the oldest that turns to come find room too.
 
         :returns: index of the first message to send, and the prompt.
         """
         seq_length = self._engine.seq_length
         room = min(options.max_new_tokens or ANSWER_ROOM, max(1, seq_length // 4))
+        slack = seq_length // TRIM_SLACK
         messages = [*self._messages, message]
         starts = [index for index, sent in enumerate(messages) if sent.role == "user" and index > self._first]
+        fitting: list[tuple[int, list[int]]] = []
         for first in (self._first, *starts):
             ids = self._template.encode([*self._head, *messages[first:]])
-            if len(ids) + room <= seq_length + 1:
-                break
-        return first, ids
+            free = seq_length + 1 - len(ids) - room
+            if free >= (0 if first == self._first else slack):
+                return first, ids
+            if free >= 0:
+                fitting.append((first, ids))
+        # Long messages: no choice leaves that much, so what fits is kept as far as it fits.
+        return fitting[0] if fitting else (first, ids)
 
     def _keep(self, message: Message, reply: Reply, first: int) -> None:
         result = reply.result

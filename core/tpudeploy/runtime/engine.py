@@ -21,6 +21,7 @@ from tpudeploy.runtime.head import Head
 from tpudeploy.runtime.hidden import HiddenStates, PartialSums
 from tpudeploy.runtime.kv_cache import KvCache
 from tpudeploy.runtime.pass_cycles import stage_cycles
+from tpudeploy.runtime.pass_plan import PassPlanner, stage_costs
 from tpudeploy.runtime.passes import Pass
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -47,6 +48,8 @@ class Engine(TokenEngine):
         self.cache = KvCache(session, stages[0].caching, longest + largest)
         self._passes = self._build_passes(stages, largest)
         self._heads = self._build_heads(largest)
+        shapes = [nets.stage for nets in stages]
+        self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
         self._verify_stages = self.nets.stages(NetKind.VERIFY)
 
     @property
@@ -114,7 +117,9 @@ class Engine(TokenEngine):
     def verify_extra(self) -> float | None:
         """See :meth:`TokenEngine.verify_extra`; from the compiler's cycles."""
         most = self.draft_limit() + 1
-        stages = (self._choose(1).stage, self._choose(most).stage)
+        if most == 1:
+            return None
+        stages = (self._choose(1).stage, self._choose_verifying(most).stage)
         one, several = (stage_cycles(self.session.manifest, stage) for stage in stages)
         return several / one - 1 if one and several else None
 
@@ -134,7 +139,7 @@ class Engine(TokenEngine):
         if len(ids) > self.draft_limit() + 1:
             raise UsageError(f"no pass verifies {len(ids) - 1} drafted tokens here.")
         self.session.sync()
-        step = self._choose(len(ids))
+        step = self._choose_verifying(len(ids))
         step.run(ids)
         logits = self._finish(step, 0, len(ids))
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
@@ -161,14 +166,15 @@ class Engine(TokenEngine):
         self.cache.clear()
 
     def _choose(self, count: int) -> Pass:
-        """The smallest pass that takes ``count`` tokens over the present cache, or else the largest."""
+        """The first pass of the cheapest way to compute ``count`` tokens over the present cache."""
         cached = self.cache.length
-        able = [step for step in self._passes if step.stage.cache_length >= cached]
-        for step in able:
-            if step.stage.new_tokens >= count:
-                return step
-        most = able[-1].stage.new_tokens
-        return next(step for step in able if step.stage.new_tokens == most)
+        return self._passes[self._planner.first(cached, max(1, min(count, self.seq_length - cached)))]
+
+    def _choose_verifying(self, count: int) -> Pass:
+        """The narrowest pass that computes ``count`` tokens over the present cache and has an output layer for them."""
+        cached = self.cache.length
+        able = [step for step in self._passes if step.stage in self._verify_stages]
+        return next(step for step in able if step.stage.new_tokens >= count and step.stage.cache_length >= cached)
 
     def _finish(self, step: Pass, first: int, stop: int) -> list[Array]:
         """Wait for a pass; logits of its rows from ``first`` to ``stop``, by one launch where a head is that large."""
@@ -177,7 +183,7 @@ class Engine(TokenEngine):
             return []
         head = self._heads.get(step.stage.new_tokens)
         if head is not None and stop - first > 1:
-            return [head.read(0)[first:stop]]
+            return [head.read(0, stop)[first:]]
         return [self._heads[1].read(row) for row in range(first, stop)]
 
     def _check(self, ids: Sequence[int], rows: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpudeploy.contracts.backend import BoundNet, Buffer, MemoryReport, Session, TensorView
-from tpudeploy.contracts.bundle import BundleFormat, Manifest
+from tpudeploy.contracts.bundle import BundleFormat, CompilerInfo, Manifest
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.contracts.loadable import Loadable
 from tpudeploy.contracts.net import NetSet, NetSpec
@@ -59,7 +59,8 @@ class _CountingSession(Session):
 
     def __init__(self, nets: NetSet) -> None:
         self.loaded = Loadable(format=BundleFormat.BMODEL, nets=nets.nets, net_files={}, chips=nets.chips, size_bytes=0)
-        only: dict[str, Any] = {"nets": nets}  # all that an engine reads of it
+        # All that an engine reads of it; which passes it would choose does not matter.
+        only: dict[str, Any] = {"nets": nets, "compiler": CompilerInfo(name="", version="")}
         self._manifest = Manifest.model_construct(**only)
         self.counts = [0] * nets.chips
 

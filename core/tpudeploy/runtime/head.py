@@ -51,10 +51,11 @@ class Head:
             self._moving += [(bound, spec.name) for spec in net.inputs]
         return bound
 
-    def read(self, first_row: int) -> Array:
-        """Compute and read the logits of ``rows`` tokens from ``first_row`` of the states on.
+    def read(self, first_row: int, count: int | None = None) -> Array:
+        """Compute the logits of ``rows`` tokens from ``first_row`` of the states on, and read those of the first ones.
 
-        :returns: (rows, vocab) float32.
+        :param count: how many to read; None: all.
+        :returns: (count, vocab) float32.
         :raises BackendError: a net failed.
         """
         offset = first_row * self._row_bytes
@@ -65,5 +66,10 @@ class Head:
             hop.launch()
         for net in self._nets:
             net.launch()
-        parts = [self._session.read(logits)[0] for logits in self._logits]
+        parts = [self._session.read(_leading(logits, count or self.rows))[0] for logits in self._logits]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _leading(logits: TensorView, rows: int) -> TensorView:
+    """The first rows of logits (1, rows, vocab)."""
+    return TensorView(logits.buffer, (1, rows, logits.shape[2]), logits.dtype)

@@ -37,6 +37,8 @@ def _absurdities(manifest: Manifest) -> Iterator[str]:
         ("files", len(manifest.files), _MOST_FILES),
         ("nets", len(nets.nets), _MOST_NETS),
         ("net files", len(manifest.net_files), _MOST_NETS),
+        ("counts of cycles", len(manifest.compiler.cycles), _MOST_NETS),
+        ("profiles", len(manifest.compiler.profiles), _MOST_NETS),
         ("layers", config.num_layers, _MOST_LAYERS),
         ("chips", nets.chips, _MOST_CHIPS),
         ("tokens of sequence length", nets.seq_length, _LONGEST_SEQUENCE),

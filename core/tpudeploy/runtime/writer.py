@@ -86,14 +86,14 @@ class Writer:
         first = self.reused is None
         if self.reused is None:
             self.reused = start
-        draft = self._draft() if start == before - 1 else None
+        draft = self._draft() if start == before - 1 and not first else None
         if draft is not None:
             self._verify(draft)
         else:
             self._compute(start, counted=not first)
         written = self._ids[before:]
-        if written:
-            self._tell(written)
+        if written and self._speculation is not None:
+            self._speculation.extend(written)
         self._revision = self._engine.revision
         return written
 
@@ -178,18 +178,13 @@ class Writer:
         if self._speculation is not None:
             self._speculation.recomputed(spent)
 
-    def _tell(self, written: Sequence[int]) -> None:
-        """Tell the drafter what was written; it starts when the first token is there."""
-        engine, drafter = self._engine, self._drafter
-        if self._speculation is not None:
-            self._speculation.extend(written)
-        elif drafter is not None and engine.vocab_size is not None and engine.draft_limit() > 0:
-            self._speculation = Speculation(drafter, self._ids, engine.vocab_size, engine.verify_extra())
-        else:
-            self._drafter = None
-
     def _draft(self) -> Draft | None:
-        """A draft that leaves room for the token after it."""
+        """A draft that leaves room for the token after it; the drafter starts when it is first asked for one."""
+        engine, drafter = self._engine, self._drafter
+        if self._speculation is None and drafter is not None:
+            self._drafter = None
+            if engine.vocab_size is not None and engine.draft_limit() > 0:
+                self._speculation = Speculation(drafter, self._ids, engine.vocab_size, engine.verify_extra())
         if self._speculation is None:
             return None
-        return self._speculation.propose(min(self._engine.draft_limit(), self._ends.length - len(self._ids) - 1))
+        return self._speculation.propose(min(engine.draft_limit(), self._ends.length - len(self._ids) - 1))
