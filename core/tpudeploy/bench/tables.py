@@ -55,7 +55,10 @@ def warning(report: BenchReport) -> str:
     """What must be said of times that were not measured on a chip; empty for those that were."""
     if report.hardware:
         return ""
-    return f"NOT A CHIP: these times are those of {report.platform} and say nothing about a BM1684X."
+    return (
+        f"NOT A CHIP: these times are those of {report.platform} and say nothing about a BM1684X; "
+        "`tpudeploy estimate` models one."
+    )
 
 
 def to_markdown(report: BenchReport) -> str:
