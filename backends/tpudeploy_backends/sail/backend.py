@@ -73,7 +73,8 @@ class SailBackend(BmodelBackend):
         except BackendError:
             return []
         if hardware.chips:
-            return [DeviceInfo(id=number, name=_CHIP) for number in ids]
+            platform = hardware.platform.value if hardware.platform else ""
+            return [DeviceInfo(id=number, name=_CHIP, platform=platform) for number in ids]
         return [DeviceInfo(id=number, name=f"{_CHIP} (simulated)", memory_bytes=SIMULATED_BYTES) for number in ids]
 
     def default_devices(self, chips: int) -> tuple[int, ...]:
