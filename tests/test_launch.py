@@ -249,7 +249,7 @@ def test_the_catalogue_of_an_empty_home(settings: Settings) -> None:
 def test_nets_are_grouped_by_layer() -> None:
     adapter = Acme()
     config = adapter.variants()[0].config
-    plan = NetPlan.model_validate({"seq_length": 256, "decode_cache_lengths": [128, 256]})
+    plan = NetPlan.model_validate({"seq_length": 256, "decode_cache_lengths": [128, 256], "verify": []})
     groups = {group.name: group for group in group_nets(plan_nets(config, plan, adapter.half))}
     assert {name: group.count for name, group in groups.items()} == {
         "embedding_cache": 1,
