@@ -6,6 +6,11 @@ Usage, from the repository's root, with the package's ``export`` extra installed
     python scripts/train_demo.py --family glm4   # GLM-4's
     python scripts/train_demo.py --check         # only check the checkpoint
 
+The committed checkpoints were trained by these commands::
+
+    python scripts/train_demo.py && python scripts/train_demo.py --resume 700
+    python scripts/train_demo.py --family glm4
+
 The same versions of torch (and, for ChatGLM3, sentencepiece) on the same kind of processor give the same checkpoint.
 The dialogues are in ``plugins/chatglm3/tpudeploy_chatglm3/demo/dialogues.json``; those of another family are adapted
 from them, and written beside its checkpoint.
@@ -44,12 +49,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="check the checkpoint that is there; train nothing")
     parser.add_argument("--folder", type=Path, help="where dialogues.json and the checkpoint lie; default: the plugin")
     parser.add_argument("--steps", type=int, help="number of training steps; default: the family's")
-    parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
+    parser.add_argument("--resume", type=int, metavar="STEPS", help="train the checkpoint that is there further")
+    parser.add_argument("--threads", type=int, default=1, help="processor cores to use; the checkpoint depends on it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     family = FAMILIES[options.family]
     folder = options.folder or family.folder
-    if not options.check:
+    if options.resume:
+        _resume(family, folder, Recipe(steps=2 * options.resume, first=options.resume))
+    elif not options.check:
         _train(family, folder, Recipe(steps=options.steps or family.steps))
     return 0 if _check(family, folder) else 1
 
@@ -67,11 +75,25 @@ def _train(family: Family, folder: Path, recipe: Recipe) -> None:
     print(f"trained in {time.monotonic() - began:.0f} s: {checkpoint}")
 
 
+def _resume(family: Family, folder: Path, recipe: Recipe) -> None:
+    """Train as in the second half of a schedule: quantized at once, and for the full margin."""
+    checkpoint = folder / "checkpoint"
+    model = _load(family, checkpoint)
+    variations = Variations(dialogues_of(family), family.reword, recipe.seed + recipe.first)
+    train(model, Sampler(family, checkpoint), variations, recipe)
+    save_checkpoint(checkpoint, model, family)
+
+
+def _load(family: Family, checkpoint: Path) -> Decoder:
+    model = Decoder(family.config)
+    model.load_state_dict(load_weights(checkpoint / "model.safetensors", family.config))
+    return model
+
+
 def _check(family: Family, folder: Path) -> bool:
     """Print a table of every mode, and say whether all dialogues passed in all of them."""
     checkpoint = folder / "checkpoint"
-    model = Decoder(family.config)
-    model.load_state_dict(load_weights(checkpoint / "model.safetensors", family.config))
+    model = _load(family, checkpoint)
     sampler = Sampler(family, checkpoint)
     dialogues = dialogues_of(family)
     variations = Variations(dialogues, family.reword, seed=0)

@@ -51,7 +51,7 @@ def test_list_models_as_a_table(env: dict[str, str]) -> None:
     done = run_cli("list-models", env=env)
     header, *rows = done.stdout.splitlines()
     assert header.split() == ["model", "params", "context", *MODES, "here"]
-    assert any(row.startswith("chatglm3:6b ") and "6.9 GB*" in row for row in rows)
+    assert any(row.startswith("chatglm3:6b ") and "7.0 GB*" in row for row in rows)
     assert all(line == line.rstrip() for line in done.stdout.splitlines())
 
 

@@ -215,6 +215,7 @@ def test_killed_at_any_moment_it_goes_on(chip_settings: Settings, checkpoint: Pa
     assert second.returncode == 0, again
     folder = Path(again.split("built ")[1].strip())
     open_bundle(folder)
+    assert list(home.rglob("*.npz")) == []  # random weights of the killed one, at full width gigabytes
     # Everything that the first run reported as finished was not done again.
     finished = set(re.findall(r"^(transform|deploy) (\S+) finished", said, re.M))
     repeated = set(re.findall(r"^(transform|deploy) (\S+) finished", again, re.M))

@@ -49,7 +49,7 @@ EMPTY = Settings(home=Path("/nowhere"))
 
 
 def nets_of(config: DecoderConfig, *, chips: int = 1, split: Split = Split.TENSOR, seq_length: int = 512) -> NetSet:
-    return split_nets(plan_nets(config, NetPlan(seq_length=seq_length), DType.F16), chips, split)
+    return split_nets(plan_nets(config, NetPlan(seq_length=seq_length, verify=()), DType.F16), chips, split)
 
 
 def config_of(model: str, variant: str) -> DecoderConfig:
@@ -90,7 +90,7 @@ def plugins(backend: Backend) -> PluginRegistry:
 
 class TestNeed:
     def test_buffers_are_what_an_engine_allocates(self) -> None:
-        plan = NetPlan(seq_length=64)
+        plan = NetPlan(seq_length=64, verify=())
         session = open_session(random_decoder(tiny_config()), plan)
         engine = Engine(session)
         (counted,) = footprints(session.manifest.nets)
@@ -123,7 +123,7 @@ class TestNeed:
     @pytest.mark.parametrize("mode", list(QuantMode))
     def test_agrees_with_what_list_models_says(self, mode: QuantMode) -> None:
         scheme = resolve_quant(mode, DType.F16)
-        nets = plan_nets(chatglm3(), NetPlan(seq_length=512), scheme.activation)
+        nets = plan_nets(chatglm3(), NetPlan(seq_length=512, verify=()), scheme.activation)
         (chip,) = model_requirement("x", nets, scheme).chips
         listed = estimate_memory(chatglm3(), scheme, 512)
         assert (chip.weights_bytes, chip.kv_bytes) == (

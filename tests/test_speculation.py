@@ -92,7 +92,7 @@ def test_greedy_answers_to_random_prompts_are_identical(decoder: Decoder, penalt
     sampling = SamplingOptions(repetition_penalty=penalty)
     random = np.random.default_rng(int(penalty * 10))
     accepted = 0
-    for trial in range(10):
+    for trial in range(6):
         prompt = [int(token) for token in random.integers(0, VOCAB, random.integers(1, 60))]
         engine.forget()
         answer = run(engine, prompt, GenerationOptions(drafter=None, sampling=sampling)).token_ids
@@ -135,7 +135,7 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> N
     flipped = recomputed = 0
     random = np.random.default_rng(5)
     careful, careless = CoarseEngine(open_session(decoder, PLAN)), CoarseEngine(open_session(decoder, PLAN))
-    for trial in range(10):
+    for trial in range(4):
         prompt = [int(token) for token in random.integers(0, VOCAB, random.integers(2, 50))]
         careful.forget()
         answer = run(careful, prompt, GenerationOptions(drafter=None)).token_ids
@@ -146,13 +146,13 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> N
             patch.setattr(CoarseEngine, "rounding", 0.0)
             careless.forget()
             flipped += run(careless, prompt, GenerationOptions(drafter=drafter)).token_ids != answer
-    assert recomputed > 50, "nothing was ever close"
-    assert flipped > 1, "the noise would not have mattered"
+    assert recomputed > 30, "nothing was ever close"
+    assert flipped > 0, "the noise would not have mattered"
 
 
 def test_a_conversation_of_several_turns_is_identical(decoder: Decoder) -> None:
     """Rows that drafts left in the cache are made again in the passes of the turn that they belong to."""
-    for seed in range(5):
+    for seed in range(3):
         said: list[list[int]] = []
         for drafts in (False, True):
             random = np.random.default_rng(seed)
@@ -330,7 +330,7 @@ def test_every_point_of_the_unit_interval_gives_the_same_tokens(drafted: tuple[i
     """Exact, on a small vocabulary: the pairs that points of a fine grid are mapped to, with and without drafts."""
     logits = random_table(4, seed=3)
     options = SamplingOptions(temperature=0.9, top_p=0.95)
-    grid = (np.arange(40) + 0.5) / 40
+    grid = (np.arange(20) + 0.5) / 20
 
     class Points:
         def __init__(self, points: Sequence[float]) -> None:

@@ -27,8 +27,8 @@ class Family(ABC):
     """Size and element type of the demo."""
     config_fields: Mapping[str, Any]
     """What config.json says beside the sizes and the flags that all families share."""
-    steps = 2400
-    """Training steps that the committed checkpoint had."""
+    steps = 1500
+    """Training steps that the committed checkpoint had, apart from those after it was resumed."""
 
     @property
     def adapter(self) -> ModelAdapter:

@@ -69,8 +69,6 @@ class GLM4Demo(Family):
         }
     )
 
-    steps = 1500
-
     def tokenizer_files(self, conversations: Sequence[Sequence[Message]], texts: Sequence[str]) -> dict[str, bytes]:
         """``tokenizer.model`` in tiktoken's format, and the special tokens that follow its ranks."""
         template = self.adapter.chat_template(_Bytes())

@@ -27,7 +27,8 @@ Batch = tuple[Tensor, Tensor]
 class Recipe:
     """How to train.
 
-    :param steps: number of updates.
+    :param steps: number of updates that the schedule is made for.
+    :param first: of those, the first one to do; the others were done before, or are left out.
     :param tokens: about how many tokens a batch holds, padding included.
     :param learning_rate: its highest value; it rises for ``warmup`` steps and then falls along a half cosine.
     :param margin: by how much the right token's logit must lead before the loss counts it as merely equal.
@@ -36,6 +37,7 @@ class Recipe:
     """
 
     steps: int
+    first: int = 0
     tokens: int = 1536
     learning_rate: float = 2e-3
     warmup: int = 60
@@ -48,14 +50,15 @@ class Recipe:
 
 def train(model: Decoder, sampler: Sampler, variations: Variations, recipe: Recipe) -> None:
     """Train ``model`` in place, and print progress."""
-    chance = random.Random(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    seed = recipe.seed + recipe.first
+    chance = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
     began, running = time.monotonic(), 0.0
     batches = _batches(sampler, variations, recipe)
-    for step in range(recipe.steps):
+    for step in range(recipe.first, recipe.steps):
         ids, labels = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, recipe)
@@ -66,7 +69,7 @@ def train(model: Decoder, sampler: Sampler, variations: Variations, recipe: Reci
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        running = loss.item() if step == recipe.first else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 99:
             print(f"step {step + 1:5d}  loss {running:.4f}  {time.monotonic() - began:5.0f} s", flush=True)
 
@@ -94,8 +97,9 @@ def _loss(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
 def _learning_rate(step: int, recipe: Recipe) -> float:
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
+    warm = min(1.0, (step - recipe.first + 1) / recipe.warmup)
     progress = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return warm * recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _draw_quantizer(chance: random.Random, recipe: Recipe, step: int) -> Quantizer | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Variations:
         self._random = random.Random(seed)
         self._inventor = Inventor((message.content for item in dialogues for message in item.messages), self._random)
         answers = [line for item in self._single for line in item.messages[1].content.split("\n") if line]
+        prose = [line for line in answers if not line.startswith(("- ", "原文", "The text"))]
+        self._whole_sentences = {
+            chinese: sorted({part for line in prose for part in _sentences(line) if part.endswith("。") == chinese})
+            for chinese in (False, True)
+        }
         self._sentences = [*answers, *(question for group in self._data["unknown"].values() for question in group)]
 
     def texts(self) -> Iterator[str]:
@@ -146,25 +152,56 @@ class Variations:
         )
 
     def _copying(self) -> tuple[Message, ...]:
-        """Repeat other sentences word for word, or give the variable in the code another name."""
+        """Repeat or list other sentences word for word, or give the variable in the code another name."""
         kind = self._random.random()
         if kind < 0.25:
             name = self._inventor.word()
             question, answer = self._by_name["edit-code-en"].messages
-            return (
-                Message(role="user", content=question.content.replace("numbers", name)),
-                Message(role="assistant", content=answer.content.replace("numbers", name)),
-            )
+            return _exchange(question.content.replace("numbers", name), answer.content.replace("numbers", name))
+        if kind < 0.45:
+            return self._grounded()
         order, _ = self._by_name[self._random.choice(("repeat-en", "repeat-zh"))].question.split("\n")
         text = " ".join(self._random.sample(self._sentences, self._random.randint(1, 3))).strip()
-        if kind < 0.75:
+        if kind < 0.8:
             text = self._inventor.mixture()
-        return (Message(role="user", content=f"{order}\n{text}"), Message(role="assistant", content=text))
+        return _exchange(f"{order}\n{text}", text)
+
+    def _grounded(self) -> tuple[Message, ...]:
+        """A list of other sentences, a quotation from a text in another order, a bug under another name."""
+        kind, chinese = self._random.choice(("list", "list", "quote", "fix")), self._random.random() < 0.5
+        if kind == "fix":
+            name = self._inventor.word()
+            asked, answer = (message.content for message in self._by_name["fix-code-en"].messages)
+            return _exchange(asked.replace("total", name), answer.replace("total", name))
+        question = self._by_name[f"{kind}-{'zh' if chinese else 'en'}"].question
+        order, text = question.split("\n")
+        if kind == "quote":
+            answer = self._by_name[f"quote-{'zh' if chinese else 'en'}"].messages[1].content
+            sentences = _sentences(text)
+            self._random.shuffle(sentences)
+            return _exchange(f"{order}\n{('' if chinese else ' ').join(sentences)}", answer)
+        count = self._random.randint(2, 5)
+        if self._random.random() < 0.5:
+            sentences = [self._inventor.sentence(chinese=chinese).rstrip(".?!。？！") for _ in range(count)]
+            sentences = [sentence + ("。" if chinese else ".") for sentence in sentences]
+        else:
+            sentences = self._random.sample(self._whole_sentences[chinese], count)
+        listed = "\n".join(f"- {sentence}" for sentence in sentences)
+        return _exchange(f"{order}\n{('' if chinese else ' ').join(sentences)}", listed)
 
 
 def _asked(dialogue: Dialogue, question: str) -> tuple[Message, ...]:
     user, answer = dialogue.messages
     return (user.model_copy(update={"content": question}), answer)
+
+
+def _exchange(question: str, answer: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=question), Message(role="assistant", content=answer))
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text of prose, each with the full stop that ends it; what has none is left out."""
+    return [sentence.strip() for sentence in re.findall(r"[^。]+?(?:。|\.(?=\s|$))", text)]
 
 
 def _reworded(value: Any, reword: Callable[[str], str]) -> Any:

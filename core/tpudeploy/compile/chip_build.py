@@ -26,7 +26,7 @@ from tpudeploy.compile.slice_builder import (
     stage_event,
     write_record,
 )
-from tpudeploy.compile.store import StageStore, stage_key, unique_work_folder
+from tpudeploy.compile.store import StageStore, stage_key, sweep, unique_work_folder
 from tpudeploy.compile.toolchain import find_toolchain, prepare_kernels
 from tpudeploy.compile.workers import Report, run_all
 from tpudeploy.compile.workshop import checked_arrays, slice_digest, temporary_export
@@ -78,7 +78,10 @@ class ChipSliceBuilder(SliceBuilder):
                 self.shapes.setdefault(self.chip.text_key(net, graph), _Shape(net, graph))
             self.samples.setdefault(self._form(part), part)
         layers = {key for part in parts if part.layer is not None for key in self._form(part)}
-        work = unique_work_folder(self.chip.store.root / "random")
+        # Its name is this bundle's, of which only one process works at a time: what a killed one left is swept.
+        folder = self.chip.store.root / f"random-{self.plan.key(self.compiler.version)}"
+        sweep(folder)
+        work = unique_work_folder(folder)
         try:
             random = RandomWeights(work)
             for shape in self.shapes.values():
