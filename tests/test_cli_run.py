@@ -26,6 +26,11 @@ KEYS = {
     "prompt_tokens",
     "first_token_s",
     "tokens_per_s",
+    "passes",
+    "tokens_per_pass",
+    "drafted_tokens",
+    "accepted_tokens",
+    "recomputed_tokens",
     "seq_length",
     "bundle",
 }

@@ -40,6 +40,7 @@ PLANS = [
             Stage(new_tokens=new, cache_length=cache) for new, cache in ((64, 0), (8, 64), (32, SEQ), (128, SEQ))
         ),
         decode_cache_lengths=(64, SEQ),
+        verify=(),
     ),
 ]
 

@@ -135,7 +135,7 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> N
     flipped = recomputed = 0
     random = np.random.default_rng(5)
     careful, careless = CoarseEngine(open_session(decoder, PLAN)), CoarseEngine(open_session(decoder, PLAN))
-    for trial in range(4):
+    for trial in range(8):
         prompt = [int(token) for token in random.integers(0, VOCAB, random.integers(2, 50))]
         careful.forget()
         answer = run(careful, prompt, GenerationOptions(drafter=None)).token_ids
@@ -147,7 +147,7 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> N
             careless.forget()
             flipped += run(careless, prompt, GenerationOptions(drafter=drafter)).token_ids != answer
     assert recomputed > 30, "nothing was ever close"
-    assert flipped > 0, "the noise would not have mattered"
+    assert flipped > 1, "the noise would not have mattered"
 
 
 def test_a_conversation_of_several_turns_is_identical(decoder: Decoder) -> None:
