@@ -114,7 +114,7 @@ def manifest(plan: NetPlan, cost: float = 0.0) -> Manifest:
     return whole.model_copy(update={"compiler": CompilerInfo(name="tpu-mlir", version="1", cycles=cycles)})
 
 
-PLAN = NetPlan(seq_length=64, prefill=stages((8, 64), (32, 64)))
+PLAN = NetPlan(seq_length=64, prefill=stages((8, 64), (32, 64)), verify=())
 
 
 def test_costs_are_the_sums_of_the_modelled_cycles() -> None:

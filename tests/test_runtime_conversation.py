@@ -137,19 +137,22 @@ def turn(number: int) -> tuple[str, str]:
 
 
 def test_the_oldest_turns_are_left_out(engine: Engine, session: TorchSession) -> None:
-    """A turn is 20 tokens here, the room for an answer a quarter of 120."""
+    """A turn is 20 tokens here; the room for an answer, and for turns to come, a quarter of 120 each."""
     chat = converse(engine, system="rules")
-    for number in range(8):
+    # 121 - 30 less the system message's 6 and the new question's 11 leave room for three turns of 20; once a turn must
+    # go, two stay.
+    for number, earlier in enumerate([0, 1, 2, 3, 2, 3, 2, 3]):
         question, answer = turn(number)
         say(session, answer)
         reply = chat.ask(question)
         assert "".join(reply) == answer
-        assert reply.trimmed_turns == (number > 3)
         sent = cached_text(engine)
-        assert sent.startswith("#rules#q") and sent.endswith(f"{question}#{answer}")
-        # 121 - 30 less the system message's 6 and the new question's 11 leave room for three turns of 20.
-        assert sent.count("#q") == min(number, 3) + 1
-        assert chat.stats.trimmed_turns == max(0, number - 3)
+        assert sent.startswith(f"#rules#q{number - earlier}") and sent.endswith(f"{question}#{answer}")
+        assert sent.count("#q") == earlier + 1
+        assert chat.stats.trimmed_turns == number - earlier
+        # What was sent before is never computed again, the system message not even where turns are left out.
+        kept = len("#rules#q") if reply.trimmed_turns else len(sent) - len(f"#{question}#{answer}")
+        assert reply.result.reused_tokens == (kept if number else 0)
     assert len(chat.messages) == 17  # nothing is lost
     assert chat.stats.context_tokens == engine.cache.length <= SEQ
 
