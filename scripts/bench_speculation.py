@@ -58,10 +58,10 @@ class Cost:
 
 
 COSTS = {
-    "int8": Cost(LAYERS * 4.015 + 5.173, LAYERS * 4.545 + 5.173),
-    "int4": Cost(LAYERS * 2.196 + 2.711, LAYERS * 2.668 + 2.711),
+    "int8": Cost(LAYERS * 4.015 + 5.173, LAYERS * 4.337 + 5.228),
+    "int4": Cost(LAYERS * 2.133 + 2.711, LAYERS * 2.463 + 2.768),
 }
-"""ChatGLM3-6B, sequence length 512: layers and lm_head as measured with TPU-MLIR's profile."""
+"""ChatGLM3-6B, sequence length 512, 16 tokens a verify pass: docs/explanation/performance.md."""
 
 
 class PricedEngine(Engine):
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=Path, help="count by the cycles in this bundle's manifest")
     parser.add_argument("--decode-ms", type=float, help="count by this; with --verify-ms")
     parser.add_argument("--verify-ms", type=float)
-    parser.add_argument("--width", type=int, default=8, help="tokens of a verify pass")
+    parser.add_argument("--width", type=int, default=16, help="tokens of a verify pass")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cost = _cost(options)
