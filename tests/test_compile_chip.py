@@ -90,7 +90,8 @@ def test_a_bundle_leaves_no_pieces_behind(module_home: Settings, checkpoint: Pat
     built = build_bundle(chip_plan(checkpoint), module_home)
     left = [path for path in module_home.stages_dir.rglob("*") if path.is_file() and path.suffix != ".lock"]
     # Templates and proofs stay: they hold no weights, and serve the next model of this shape.
-    assert {path.name for path in left} == {"template.mlir", "hollow.bmodel", "learnt.json", "kernel.bin", "proof.json"}
+    kept = {"template.mlir", "hollow.bmodel", "learnt.json", "kernel.bin", "profile.json", "proof.json"}
+    assert {path.name for path in left} == kept
     names = {path.name for path in built.folder.iterdir()}
     assert names == {"model.bmodel", MANIFEST_NAME}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -171,3 +173,20 @@ def test_calls_of_other_threads_can_be_stopped(tmp_path: Path) -> None:
     assert len(caught) == 1
     assert eventually(lambda: not alive(int((tmp_path / "child").read_text())))
     assert not process._running
+
+
+def test_an_interruption_while_a_command_starts_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shell("sleep 60", tmp_path)
+    assert started[0].returncode == -signal.SIGKILL

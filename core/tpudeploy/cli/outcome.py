@@ -87,8 +87,9 @@ def _tell(error: Exception) -> int:
 def print_error(message: str, hint: str = "") -> None:
     """One line for what went wrong, one for what to do about it, on stderr."""
     lines = [f"error: {message}"] + ([f"hint: {hint}"] if hint else [])
-    with suppress(OSError, ValueError):  # stderr itself may be closed
+    with suppress(OSError, ValueError):  # the very thing to be told may be that stdout takes nothing
         sys.stdout.flush()
+    with suppress(OSError, ValueError):  # stderr itself may be closed
         sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
 

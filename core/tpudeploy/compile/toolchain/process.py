@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -23,18 +24,43 @@ def start(
     :param output: gets its stdout and stderr.
     :raises OSError: it cannot be started.
     """
-    with _running_lock:
-        process = subprocess.Popen(
-            list(command),
-            cwd=cwd,
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        _running.add(process)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        # In the middle of starting, an interruption would leave a process behind that nobody knows of.
+        with _interruption_waits(), _running_lock:
+            process = subprocess.Popen(
+                list(command),
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            _running.add(process)
+    except BaseException:
+        if process is not None:
+            kill_group(process)
+            _running.discard(process)
+        raise
     return process
+
+
+@contextlib.contextmanager
+def _interruption_waits() -> Iterator[None]:
+    """Keep Ctrl-C until the block has ended; only the main thread hears of it at all."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    kept: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: kept.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if kept:
+        previous(*kept[0])
 
 
 def wait(process: subprocess.Popen[bytes], timeout_s: float | None = None) -> int | None:
