@@ -10,7 +10,7 @@ from pydantic import computed_field
 from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.decoder import DecoderConfig
 from tpudeploy.contracts.dtypes import DType
-from tpudeploy.contracts.net_plan import default_cache_lengths, default_prefill
+from tpudeploy.contracts.net_plan import default_cache_lengths, default_prefill, default_verify
 from tpudeploy.contracts.quant import QuantScheme
 
 INSTRUCTIONS_BYTES = 300_000
@@ -62,7 +62,7 @@ def _kv_bytes(config: DecoderConfig, scheme: QuantScheme, seq_length: int) -> in
 
 
 def _runtime_bytes(config: DecoderConfig, scheme: QuantScheme, seq_length: int) -> int:
-    stages = (*default_cache_lengths(seq_length), *default_prefill(seq_length))
+    stages = (*default_cache_lengths(seq_length), *default_prefill(seq_length), *default_verify(seq_length))
     nets = len(stages) * config.num_layers + 3
     elements = scratch_elements(config, _largest_pass(seq_length), seq_length) + config.vocab_size
     width = max(scheme.activation.itemsize_bytes, DType.F16.itemsize_bytes)

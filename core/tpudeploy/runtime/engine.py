@@ -51,6 +51,7 @@ class Engine(TokenEngine):
         shapes = [nets.stage for nets in stages]
         self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
         self._verify_stages = self.nets.stages(NetKind.VERIFY)
+        self._sized: tuple[int, int, Pass] | None = None
 
     @property
     def seq_length(self) -> int:
@@ -79,7 +80,10 @@ class Engine(TokenEngine):
 
     def pass_size(self, count: int) -> int:
         """How many of ``count`` further tokens the next pass takes."""
-        return min(count, self._choose(count).stage.new_tokens)
+        step = self._choose(count)
+        taken = min(count, step.stage.new_tokens)
+        self._sized = (self.cache.length, taken, step)
+        return taken
 
     def forward(self, ids: Sequence[int], *, rows: int = 1) -> Array:
         """Compute tokens that follow those in the cache, in as many passes as it takes.
@@ -168,6 +172,8 @@ class Engine(TokenEngine):
     def _choose(self, count: int) -> Pass:
         """The first pass of the cheapest way to compute ``count`` tokens over the present cache."""
         cached = self.cache.length
+        if self._sized is not None and self._sized[:2] == (cached, count):
+            return self._sized[2]  # planned when the caller asked for the size of the pass
         return self._passes[self._planner.first(cached, max(1, min(count, self.seq_length - cached)))]
 
     def _choose_verifying(self, count: int) -> Pass:

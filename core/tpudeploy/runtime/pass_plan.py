@@ -50,6 +50,7 @@ class PassPlanner:
         self._stages = tuple(stages)
         self._costs = tuple(costs)
         self._tail = _TAIL_PASSES * max(stage.new_tokens for stage in stages)
+        self._known: tuple[int, list[int]] = (-1, [])
 
     def plan(self, cached: int, count: int) -> list[int]:
         """The passes for ``count`` tokens that follow ``cached`` ones, as indices of stages, in order.
@@ -89,7 +90,10 @@ class PassPlanner:
         """For each number of tokens left, up to ``count``, the first pass of the cheapest way to the end.
 
         Fewer tokens left need longer caches, for all of ``total`` are there at the end: built from the end backwards.
+        Kept for the passes that follow, whose ``total`` is the same.
         """
+        if self._known[0] == total and len(self._known[1]) > count:
+            return self._known[1]
         costs = [(0, 0)]  # by tokens left: cost and number of passes
         first = [-1]
         for left in range(1, count + 1):
@@ -101,4 +105,5 @@ class PassPlanner:
             cost, passes, _, chosen = min(ways)
             costs.append((cost, passes))
             first.append(chosen)
+        self._known = (total, first)
         return first
