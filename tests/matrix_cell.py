@@ -21,9 +21,14 @@ from tpudeploy.settings import load_settings
 
 
 def answer(backend: str, folder: Path, tokens: int, prompt: list[int]) -> list[int]:
-    """Open the bundle on the backend and answer greedily."""
+    """Open the bundle on the backend and answer greedily; where it has a verify net, that must say the same."""
+    options = GenerationOptions(max_new_tokens=tokens, drafter=None)
     with open_engine(open_bundle(folder), registry().backend(backend)) as engine:
-        return [event.token_id for event in generate(engine, prompt, GenerationOptions(max_new_tokens=tokens))]
+        ids = [event.token_id for event in generate(engine, prompt, options)]
+        engine.reuse([*prompt, ids[0]])
+        if engine.draft_limit() > 0:
+            assert engine.verify(ids[:2]).argmax(axis=-1).tolist() == ids[1:3], "the verify net chooses others"
+        return ids
 
 
 def main(backend: str, folder: str, tokens: str, prompt: str) -> int:

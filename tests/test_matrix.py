@@ -34,7 +34,11 @@ from tpudeploy.settings import Settings, load_settings
 TOKENS = 3
 PROMPT = [3, 1, 4, 1, 5, 9]
 TINY = NetPlan(seq_length=16, prefill=(Stage(new_tokens=4, cache_length=16),), verify=())
-DEMO = NetPlan(seq_length=64, prefill=(Stage(new_tokens=32, cache_length=64),), verify=())
+DEMO = NetPlan(
+    seq_length=64,
+    prefill=(Stage(new_tokens=32, cache_length=64),),
+    verify=(Stage(new_tokens=4, cache_length=64),),
+)
 Bundles = Callable[[str, str, int, BundleFormat], Path]
 
 
