@@ -18,6 +18,7 @@ from tpudeploy import __version__
 from tpudeploy.server.errors import ApiError, invalid, not_found
 from tpudeploy.server.metrics import Metrics
 from tpudeploy.server.middleware import BodyLimit, Guard, RequestLog
+from tpudeploy.server.page_routes import page_routes
 from tpudeploy.server.respond import error_response
 from tpudeploy.server.routes.chat import chat_router
 from tpudeploy.server.routes.common import Api
@@ -49,6 +50,7 @@ def create_app(service: Service, settings: ServerSettings, metrics: Metrics | No
     )
     for router in (chat_router(api), models_router(api), state_router(api, metrics)):
         app.include_router(router)
+    app.router.routes.extend(page_routes())
     return app
 
 

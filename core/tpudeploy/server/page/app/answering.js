@@ -17,10 +17,11 @@ export class Answering {
     this.#abort.abort();
   }
 
-  /** Read the whole answer. Never throws: what went wrong is in the node. */
-  async run(body, key) {
+  /** Read the whole answer to the request that `prepare` makes. Never throws: what went wrong is in the node. */
+  async run(prepare) {
     const { node } = this;
     try {
+      const { body, key } = await prepare();
       for await (const chunk of streamChat(body, key, this.#abort.signal)) this.#take(chunk);
       node.status = "done";
     } catch (error) {

@@ -89,8 +89,12 @@ export class Answers {
   #answer(conversation, last, retries = RETRIES) {
     const { app } = this;
     const tools = toolsOf(conversation.tools);
-    const body = request(app.model, conversation, last, tools.value ?? []);
-    const node = addNode(conversation, last, { role: "assistant", status: "streaming", model: app.model });
+    const body = request(conversation, last, tools.value ?? []);
+    const node = addNode(conversation, last, { role: "assistant", status: "streaming" });
+    const prepare = async () => {
+      node.model = body.model = await app.needModel();
+      return { body, key: app.key };
+    };
     let saved = performance.now();
     let begun = false;
     const answering = new Answering(node, (what) => {
@@ -111,7 +115,7 @@ export class Answers {
     app.announce(t("answering"));
     app.changed(() => app.followEnd?.());
     this.#tick();
-    answering.run(body, app.key);
+    answering.run(prepare);
   }
 
   #ended(conversation, node, retries) {
@@ -150,9 +154,8 @@ export class Answers {
 }
 
 /** The body of a chat request. Settings that the user left empty are the server's business. */
-function request(model, conversation, last, tools) {
+function request(conversation, last, tools) {
   const body = { messages: apiMessages(conversation, last), stream: true, stream_options: { include_usage: true } };
-  if (model) body.model = model;
   for (const name of SETTINGS) {
     const value = conversation.settings[name];
     if (value !== null && value !== undefined) body[name] = value;

@@ -1,5 +1,5 @@
 /** The page's state and what a user can do with it. Views read it; after a change it has itself drawn again. */
-import { listModels } from "./api.js";
+import { ApiError, listModels } from "./api.js";
 import { Conversations } from "./conversations.js";
 import { forgetBodies } from "./answer_body.js";
 import { browserLanguage, setLanguage, t } from "./i18n.js";
@@ -63,12 +63,23 @@ export class App {
     return this.models.includes(chosen) ? chosen : (this.models[0] ?? chosen);
   }
 
+  /** The model to ask; where the server's are not known yet, they are asked for. Throws ApiError. */
+  async needModel() {
+    if (!this.models.length) {
+      this.models = await listModels(this.key);
+      this.serverError = null;
+    }
+    if (!this.model) throw new ApiError("server", t("noModel"));
+    return this.model;
+  }
+
   async findModels() {
     try {
       this.models = await listModels(this.key);
       this.serverError = null;
     } catch (error) {
-      this.serverError = { kind: error.kind ?? "server", message: error.message, code: error.code ?? null };
+      const { kind = "server", message, status = null, code = null } = error;
+      this.serverError = { kind, message, status, code };
     }
     this.changed();
   }

@@ -18,12 +18,16 @@ export class Preferences {
   }
 }
 
+let keyOfPage = "";
+
 /** The API key: of this tab, or of this browser if the user asked for that. */
 export function apiKey() {
-  return read(sessionStorageOrNull(), KEY) ?? read(localStorageOrNull(), KEY) ?? "";
+  return read(sessionStorageOrNull(), KEY) ?? read(localStorageOrNull(), KEY) ?? keyOfPage;
 }
 
 export function keepApiKey(key, remember) {
+  // For browsers that store nothing at all.
+  keyOfPage = key;
   write(sessionStorageOrNull(), KEY, key || null);
   write(localStorageOrNull(), KEY, remember && key ? key : null);
 }

@@ -15,16 +15,20 @@ export function toolsOf(text) {
   return wrong < 0 ? { value } : { error: "toolsNotNamed", detail: String(wrong + 1) };
 }
 
+/** A tool that the demo models know. */
 export const EXAMPLE = JSON.stringify(
   [
     {
       type: "function",
       function: {
         name: "get_weather",
-        description: "The weather of a city now",
+        description: "Look up the weather of a city",
         parameters: {
           type: "object",
-          properties: { city: { type: "string", description: "Name of the city" } },
+          properties: {
+            city: { type: "string", description: "The city" },
+            days: { type: "integer", description: "Number of days" },
+          },
           required: ["city"],
         },
       },

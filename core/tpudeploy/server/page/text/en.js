@@ -93,6 +93,7 @@ export const english = {
   thisConversation: "This conversation",
   thisBrowser: "This browser",
   model: "Model",
+  noModel: "The server names no model.",
   systemPrompt: "System prompt",
   systemPromptHere: "How the model should behave, for the whole conversation",
   temperature: "Temperature",

@@ -92,6 +92,7 @@ export const chinese = {
   thisConversation: "此对话",
   thisBrowser: "此浏览器",
   model: "模型",
+  noModel: "服务器没有给出任何模型。",
   systemPrompt: "系统提示词",
   systemPromptHere: "模型在整个对话中应如何表现",
   temperature: "温度",
