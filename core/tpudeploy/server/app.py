@@ -13,12 +13,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from tpudeploy import __version__
 from tpudeploy.server.errors import ApiError, invalid, not_found
 from tpudeploy.server.metrics import Metrics
 from tpudeploy.server.middleware import BodyLimit, Guard, RequestLog
+from tpudeploy.server.page_routes import page_routes
 from tpudeploy.server.respond import error_response
 from tpudeploy.server.routes.chat import chat_router
 from tpudeploy.server.routes.common import Api
@@ -37,12 +37,10 @@ def create_app(
     service: Service,
     settings: ServerSettings,
     metrics: Metrics | None = None,
-    routes: Sequence[BaseRoute] = (),
 ) -> FastAPI:
     """The application, for uvicorn, Ray Serve or a test to run.
 
     :param metrics: what ``/metrics`` tells; the service may count in the same.
-    :param routes: further ones, for example of a page. Nobody needs a key for them.
     """
     metrics = metrics or Metrics()
     api = Api(service, settings)
@@ -58,7 +56,7 @@ def create_app(
     for router in (chat_router, completions_router, models_router):
         app.include_router(router(api))
     app.include_router(state_router(api, metrics))
-    app.router.routes.extend(routes)
+    app.router.routes.extend(page_routes())
     return app
 
 
