@@ -24,6 +24,7 @@ from tpudeploy.server.routes.chat import chat_router
 from tpudeploy.server.routes.common import Api
 from tpudeploy.server.routes.completions import completions_router
 from tpudeploy.server.routes.models import models_router
+from tpudeploy.server.routes.responses import responses_router
 from tpudeploy.server.routes.state import state_router
 from tpudeploy.server.service import Service
 from tpudeploy.server.settings import ServerSettings
@@ -53,7 +54,7 @@ def create_app(
         exception_handlers=_HANDLERS,
         middleware=_middleware(settings, metrics),
     )
-    for router in (chat_router, completions_router, models_router):
+    for router in (chat_router, completions_router, responses_router, models_router):
         app.include_router(router(api))
     app.include_router(state_router(api, metrics))
     app.router.routes.extend(page_routes())
