@@ -60,7 +60,7 @@ def create_app(
         app.include_router(router(api))
     app.include_router(state_router(api, metrics))
     app.router.routes.extend(page_routes())
-    description = cache(lambda: describe(app))
+    description = cache(lambda: describe(app, api.names))
     app.openapi = description  # type: ignore[method-assign]
     return app
 
