@@ -21,6 +21,7 @@ import pytest
 
 from cli_support import PROGRAM, environment, run_cli, run_program
 
+GUIDE = Path(__file__).parent.parent / "docs/how-to/serve.md"
 HELLO: Any = {"model": "chatglm3:demo", "messages": [{"role": "user", "content": "Hello"}]}
 ENDLESS: Any = {**HELLO, "stream": True, "extra_body": {"ignore_eos": True}}
 
@@ -104,6 +105,11 @@ def test_it_tells_how_to_ask_answers_and_stops(home: Path) -> None:
         else:
             assert server.openai().chat.completions.create(**HELLO).choices[0].message.content
         assert httpx.get(f"{server.url}/health").json() == {"status": "ready", "workers": 2, "dead_workers": 0}
+        example = re.search(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+        assert example is not None
+        script = example.group(1).replace("http://127.0.0.1:8000", server.url)
+        shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        assert shown.startswith("Hello! I am chatglm3:demo")
         for _ in range(2):  # more conversations than devices, in turns
             reused = [reused_tokens(server, text) for text in ("Good morning", "Who are you?", "What can you do?")]
         assert min(reused) > 5
