@@ -39,6 +39,11 @@ class ChatGLM3Template(ChatTemplate):
             ids.append(self._special["<|assistant|>"])
         return ids
 
+    @property
+    def answer_lead(self) -> str:
+        """The end of the metadata line, which is empty before text."""
+        return "\n"
+
     def answer_stream(self) -> AnswerStream:
         """A fresh parser for one answer."""
         return ChatGLM3AnswerStream()

@@ -1,0 +1,54 @@
+"""Answers that are one JSON object: OpenAI's ``response_format`` of ``json_object``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tpudeploy.runtime.constraint import ConstraintRun, TokenConstraint
+from tpudeploy.runtime.json_syntax import DONE, START, State, feed
+
+
+class JsonObject(TokenConstraint):
+    """A complete JSON object and nothing else, except where the answer becomes too long.
+
+    :param token_bytes: the bytes of a token; None or none for one that stands for no text, which is never chosen.
+    :param lead: what the model's format has before the text of an answer; must come first.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes | None], *, lead: str = "") -> None:
+        self._token_bytes = token_bytes
+        self._lead = lead.encode()
+
+    def begin(self) -> ConstraintRun:
+        """Start an answer."""
+        return _Run(self._token_bytes, self._lead)
+
+
+class _Run(ConstraintRun):
+    def __init__(self, token_bytes: Callable[[int], bytes | None], lead: bytes) -> None:
+        self._token_bytes = token_bytes
+        self._lead = lead
+        self._state = START
+
+    @property
+    def complete(self) -> bool:
+        return self._state == DONE
+
+    def allows(self, token_id: int) -> bool:
+        return self._after(token_id) is not None
+
+    def advance(self, token_id: int) -> None:
+        after = self._after(token_id)
+        if after is None:
+            raise ValueError(f"token {token_id} was not allowed")
+        self._lead, self._state = after
+
+    def _after(self, token_id: int) -> tuple[bytes, State] | None:
+        data = self._token_bytes(token_id)
+        if not data:
+            return None
+        count = min(len(data), len(self._lead))
+        if data[:count] != self._lead[:count]:
+            return None
+        state = feed(self._state, data[count:])
+        return (self._lead[count:], state) if state is not None else None
