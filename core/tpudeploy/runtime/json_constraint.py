@@ -29,6 +29,7 @@ class _Run(ConstraintRun):
         self._token_bytes = token_bytes
         self._lead = lead
         self._state = START
+        self._begun: dict[int, State | None] = {}  # by the next byte: most tokens fail at their first one
 
     @property
     def complete(self) -> bool:
@@ -42,6 +43,7 @@ class _Run(ConstraintRun):
         if after is None:
             raise ValueError(f"token {token_id} was not allowed")
         self._lead, self._state = after
+        self._begun.clear()
 
     def _after(self, token_id: int) -> tuple[bytes, State] | None:
         data = self._token_bytes(token_id)
@@ -50,5 +52,11 @@ class _Run(ConstraintRun):
         count = min(len(data), len(self._lead))
         if data[:count] != self._lead[:count]:
             return None
-        state = feed(self._state, data[count:])
+        state: State | None = self._state
+        if count < len(data):
+            first = data[count]
+            if first not in self._begun:
+                self._begun[first] = feed(self._state, bytes([first]))
+            state = self._begun[first]
+            state = feed(state, data[count + 1 :]) if state is not None else None
         return (self._lead[count:], state) if state is not None else None
