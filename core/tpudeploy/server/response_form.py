@@ -36,7 +36,7 @@ class ResponseForm(AnswerForm):
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": {"type": ((body.text and body.text.format) or {}).get("type", "text")}},
             "tool_choice": body.tool_choice or "auto",
             "tools": [tool.model_dump(exclude_unset=True) for tool in body.tools or ()],
             "top_p": body.top_p,

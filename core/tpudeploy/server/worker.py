@@ -11,13 +11,16 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.runtime.generator import GenerationOptions
+from tpudeploy.runtime.json_constraint import JsonObject
 from tpudeploy.server.answer_text import AnswerText
 from tpudeploy.server.job import Job, Outcome
 from tpudeploy.server.recorded_generation import RecordedGeneration
-from tpudeploy.server.service import End, Usage
+from tpudeploy.server.service import End, Question, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -81,12 +84,20 @@ class Worker:
     def _answer(self, job: Job) -> Outcome:
         question = job.question
         try:
-            generation = RecordedGeneration(self.model, question.prompt_ids, question.options, job.cancelled.is_set)
+            options = self._options(question)
+            generation = RecordedGeneration(self.model, question.prompt_ids, options, job.cancelled.is_set)
         except TpuDeployError as error:
             return Outcome(error=error)
         failure, problem = self._write(job, generation)
         self._cached = (*question.prompt_ids, *generation.result.token_ids)
         return Outcome(generation.result, generation.token_s, failure, problem)
+
+    def _options(self, question: Question) -> GenerationOptions:
+        if not question.as_json:
+            return question.options
+        text = self.model.require_text()
+        form = JsonObject(text.tokenizer.token_bytes, lead=text.template.answer_lead if question.is_chat else "")
+        return replace(question.options, constraint=form)
 
     def _write(self, job: Job, generation: RecordedGeneration) -> tuple[Exception | None, str]:
         """Generate and emit; returns what went wrong, and whether that was the end of this worker."""
