@@ -82,7 +82,6 @@ MEASURED = (
         {"1x512": 2.133, "8x512": 2.562, "128x512": 4.531, "256x512": 8.766, "512x0": 16.868}
         | {"1x2048": 2.199, "1x8192": 2.444, "128x2048": 4.905, "64x8192": 3.958},
     ),
-    Measured("int4", NetKind.LM_HEAD, _ONE, 2.711),
     *_blocks("int8", {"1x512": 0.404, "128x512": 0.797}, part=LayerPart.ATTENTION, chips=2),
     *_blocks("int8", {"1x512": 1.647, "128x512": 2.110}, part=LayerPart.FFN, chips=2),
     Measured("int8", NetKind.LM_HEAD, _ONE, 2.588, chips=2),

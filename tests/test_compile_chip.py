@@ -123,8 +123,9 @@ def the_long_way(part: Slice, plan: BuildPlan, toolchain: Toolchain, folder: Pat
             (work / path.name).symlink_to(path)
         names = ["--model_name", net.name, "--model_def", f"{net.name}.onnx", "--mlir", f"{net.name}.mlir"]
         run_tool(toolchain, "model_transform", names, cwd=work, log=work / "log")
-        group = ["--q_group_size", "64"] if plan.scheme.weight_bits == 4 else []
-        arguments = ["--mlir", f"{net.name}.mlir", "--quantize", plan.scheme.vendor_name, *group]
+        scheme = plan.scheme.of_kind(net.kind)
+        group = ["--q_group_size", "64"] if scheme.weight_bits == 4 else []
+        arguments = ["--mlir", f"{net.name}.mlir", "--quantize", scheme.vendor_name, *group]
         arguments += ["--quant_input", "--quant_output", "--chip", "bm1684x", "--model", "net.bmodel"]
         run_tool(toolchain, "model_deploy", arguments, cwd=work, log=work / "log")
         pieces.append(work / "net.bmodel")

@@ -188,7 +188,8 @@ class ChipSliceBuilder(SliceBuilder):
         arrays, checks = checked_arrays(checked, weights, self.plan.export)
         report(stage_event("export", part.name, "finished", start))
         start = time.monotonic()
-        blocks = write_pieces(part.nets, templates, arrays, self.plan.scheme, folder)
+        scheme = self.plan.scheme.of_kind(part.nets[0].kind)
+        blocks = write_pieces(part.nets, templates, arrays, scheme, folder)
         report(stage_event("quantize", part.name, "finished", start))
         profiles = {name: template.profile for name, template in templates.items() if template.profile is not None}
         return blocks, checks, profiles
