@@ -68,10 +68,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     :param right: indices of columns of numbers.
     """
     cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        sized = enumerate(zip(row, widths, strict=True))
-        print_line("  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in sized).rstrip())
+        spaces = [" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)]
+        sized = enumerate(zip(row, spaces, strict=True))
+        print_line("  ".join(space + cell if i in right else cell + space for i, (cell, space) in sized).rstrip())
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows printable text: Chinese takes two columns a character."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else unicodedata.combining(c) == 0 for c in text)
 
 
 def print_facts(facts: Sequence[tuple[str, str]], *, indent: str = "") -> None:

@@ -113,7 +113,7 @@ class Generation(Iterator[TokenEvent]):
         self._prompt_tokens = len(ids)
         self._limit = _token_limit(self._prompt_tokens, engine.seq_length, options.max_new_tokens)
         self._stop_ids = frozenset() if options.ignore_eos else options.stop_ids
-        _check_choice(engine, options.sampling)
+        check_choice(engine, options.sampling)
         ends = Ends(self._stop_ids, self._prompt_tokens + self._limit)
         self._writer = Writer(engine, ids, Sampler(options.sampling, ids), options.drafter, ends, cancelled)
         self._ready: deque[int] = deque()
@@ -201,8 +201,8 @@ def _token_limit(prompt_tokens: int, seq_length: int, wanted: int | None) -> int
     return room if wanted is None else min(wanted, room)
 
 
-def _check_choice(engine: TokenEngine, sampling: SamplingOptions) -> None:
-    """Refuse what only logits allow."""
+def check_choice(engine: TokenEngine, sampling: SamplingOptions) -> None:
+    """:raises UsageError: only logits allow this choice, and the nets give none."""
     if not engine.gives_logits and not (sampling.greedy and sampling.repetition_penalty == 1):
         raise UsageError(
             "these nets choose the most likely token themselves and give no logits to draw from.",
