@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 from tpudeploy.contracts.chat import Answer, ChatTemplate, Tokenizer
 from tpudeploy.runtime.generator import Generation, GenerationResult
@@ -13,6 +14,7 @@ class Reply(Iterator[str]):
 
     Cancelled (see :func:`~tpudeploy.runtime.generator.generate`), closed or interrupted, its answer is what was shown.
 
+    :param forced_tool: the tool whose call its prompt began, if any.
     :param trimmed_turns: earlier turns that were left out of its prompt, having been in the one before.
     :param on_end: called once, when the answer has ended in one of these ways; not where the device failed.
     """
@@ -23,13 +25,17 @@ class Reply(Iterator[str]):
         tokenizer: Tokenizer,
         template: ChatTemplate,
         *,
+        forced_tool: str | None = None,
         trimmed_turns: int = 0,
         on_end: Callable[[Reply], None] | None = None,
     ) -> None:
         self.trimmed_turns = trimmed_turns
         self._generation = generation
         self._tokens = tokenizer.stream()
-        self._parser = template.answer_stream()
+        # A family that forces no tools need not know the keyword.
+        forced: dict[str, Any] = {} if forced_tool is None else {"forced_tool": forced_tool}
+        self._parser = template.answer_stream(**forced)
+        self._special = {token_id: name for name, token_id in tokenizer.special_ids.items()}
         self._on_end = on_end
         self._shown: list[str] = []
         self._answer: Answer | None = None
@@ -61,7 +67,7 @@ class Reply(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         try:
             for event in self._generation:
-                yield from self._show(self._parser.push(self._tokens.push(event.token_id)))
+                yield from self._show(self._feed(event.token_id))
             if self.result.finish_reason != "cancelled":
                 yield from self._finish()
         except (GeneratorExit, KeyboardInterrupt):
@@ -69,6 +75,13 @@ class Reply(Iterator[str]):
             self._end()
             raise
         self._end()
+
+    def _feed(self, token_id: int) -> str:
+        text, name = self._tokens.push(token_id), self._special.get(token_id)
+        if name is None or not text.endswith(name):
+            return self._parser.push(text)
+        before = text.removesuffix(name)  # bytes that never became a character
+        return (self._parser.push(before) if before else "") + self._parser.push_special(name)
 
     def _finish(self) -> Iterator[str]:
         yield from self._show(self._parser.push(self._tokens.flush()))
