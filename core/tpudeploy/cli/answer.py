@@ -2,71 +2,98 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from tpudeploy.cli.answer_view import AnswerView, answer_view
+from tpudeploy.cli.chat_keeper import take_up
 from tpudeploy.cli.progress import BuildProgress
-from tpudeploy.cli.terminal import format_seconds, print_json, print_note, printable
+from tpudeploy.cli.terminal import format_seconds, print_json, print_note
 from tpudeploy.runtime.reply import Reply
 
 if TYPE_CHECKING:
+    from tpudeploy.cli.chat_keeper import ChatKeeper, Resumed
+    from tpudeploy.cli.chat_settings import ChatSettings
     from tpudeploy.cli.question import Question
     from tpudeploy.contracts.chat import ToolCall
     from tpudeploy.launch import LoadedModel, Target
+    from tpudeploy.runtime.conversation import Conversation
     from tpudeploy.runtime.generator import Generation, GenerationOptions, GenerationResult
 
 
-def answer_once(target: Target, question: Question, options: GenerationOptions, *, as_json: bool) -> None:
+def answer_once(
+    target: Target,
+    question: Question,
+    settings: ChatSettings,
+    keeper: ChatKeeper,
+    *,
+    as_json: bool,
+    resumed: Resumed | None = None,
+) -> None:
     """Answer one question.
 
+    :param keeper: keeps question and answer, so that they can be gone on with.
+    :param resumed: the conversation in which it is asked; its settings are in ``settings`` already.
     :raises TokenizerError: a text was given, and the model has no tokenizer here.
     :raises SequenceTooLongError: the prompt is longer than model or bundle allow.
     """
+    options = settings.options
     ids = question.ids or target.require_text().prompt_ids(question.text, system=question.system)
     with BuildProgress() as line:
         line.prepare()
         model = target.load(prompt_tokens=len(ids), max_new_tokens=options.max_new_tokens, progress=line)
     with model:
-        answer = Answering(model, question, options)
+        answer = Answering(model, question, options, resumed)
         if as_json:
-            answer.run(show=False)
+            answer.run()
             print_json(answer.as_dict(), indent=None)
         else:
-            answer.run(show=True)
+            answer.run(answer_view(markdown=settings.markdown))
             print_note(f"[{describe_result(answer.result)}, {model.quant} on {model.backend.name}]")
         if answer.result.draft_problem:
             print_note(f"({answer.result.draft_problem})")
+        if answer.conversation is not None:
+            keeper.keep(model.model, answer.conversation.messages, settings.stored)
 
 
 class Answering:
-    """One question on its way to an answer."""
+    """One question on its way to an answer.
 
-    def __init__(self, model: LoadedModel, question: Question, options: GenerationOptions) -> None:
+    :ivar conversation: where question and answer belong; None for token ids.
+    """
+
+    def __init__(
+        self, model: LoadedModel, question: Question, options: GenerationOptions, resumed: Resumed | None = None
+    ) -> None:
         self._model = model
         self._reply: Reply | None = None
+        self.conversation: Conversation | None = None
         self._generation: Generation | Reply
         if question.ids:
             self._generation = model.generate(question.ids, options)
         else:
-            conversation = model.conversation(system=question.system, options=options)
+            conversation = self.conversation = model.conversation(system=question.system, options=options)
+            if resumed is not None:
+                take_up(conversation, resumed.chat, model.model)
+                conversation.system = question.system or conversation.system
             self._generation = self._reply = conversation.ask(question.text)
 
-    def run(self, *, show: bool) -> None:
-        """Generate to the end. :param show: write the text to stdout as it comes."""
-        if not show:
+    def run(self, view: AnswerView | None = None) -> None:
+        """Generate to the end. :param view: where the text is shown as it comes."""
+        if view is None:
             for _ in self._pieces():
                 pass
             return
         shown = False
         try:
             for piece in self._pieces():
-                write_piece(piece)
+                view.push(piece)
                 shown = True
-            write_piece("\n".join(map(describe_call, self._tool_calls)))
+            view.push("\n".join(map(describe_call, self._tool_calls)))
             shown = True
         finally:
-            write_piece("\n" if shown else "")
+            if shown:
+                view.close()
 
     @property
     def result(self) -> GenerationResult:
@@ -118,12 +145,6 @@ class Answering:
         else:
             for event in self._generation:
                 yield f"{',' if event.index else ''}{event.token_id}"
-
-
-def write_piece(piece: str) -> None:
-    """Show a piece of an answer at once; a terminal gets no control characters."""
-    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
-    sys.stdout.flush()
 
 
 def describe_call(call: ToolCall) -> str:

@@ -36,7 +36,7 @@ def chat(
     :param resumed: what to go on with; its settings are in ``settings`` already.
     """
     target.require_text()  # a missing tokenizer is told before anything is compiled
-    with BuildProgress() as line:
+    with BuildProgress() as line, keys_wait():
         line.prepare()
         model = target.load(max_new_tokens=settings.options.max_new_tokens, progress=line)
     history = load_settings().home / HISTORY if keeper.enabled else None
@@ -45,7 +45,7 @@ def chat(
         print_line(f"{model.title}, {model.quant} on {model.backend.name}. /help for help, Ctrl-D to leave.")
         talk = Chat(model, model.conversation(system=system, options=settings.options), reader, settings, keeper)
         if resumed is not None:
-            talk.take_up(resumed)
+            talk.take_up(resumed.without_settings())
             talk.conversation.system = system or talk.conversation.system
         talk.run()
 
@@ -90,21 +90,25 @@ class Chat:
         """A command, or a message."""
         try:
             if not run_command(self, text):
-                self.answer(Message(role="user", content=text))
+                self.say(Message(role="user", content=text))
         except BackendError as error:
             self._tell_of_device(error)
         except TpuDeployError as error:
             print_error(error.message, error.hint)
 
-    def answer(self, message: Message) -> Reply:
-        """The one place where a message gets its answer: on the terminal, in the conversation, and on disk.
+    def say(self, question: Message) -> None:
+        """A user's message, and all that is said until it is the user's turn again."""
+        self.answer(question)
+
+    def answer(self, *messages: Message) -> Reply:
+        """The one place where messages get an answer: on the terminal, in the conversation, and on disk.
 
         :raises TpuDeployError: there is none; the conversation is as it was.
         """
         trimmed = self.conversation.stats.trimmed_turns
         view = answer_view(markdown=self.settings.markdown)
         with interrupt_sets_flag() as stopped, keys_wait():
-            reply = self.conversation.send(message, cancelled=stopped.is_set)
+            reply = self.conversation.send(*messages, cancelled=stopped.is_set)
             try:
                 for piece in reply:
                     view.push(piece)
@@ -134,7 +138,7 @@ class Chat:
         self.keeper.enabled = self.settings.store
 
     def take_up(self, resumed: Resumed) -> None:
-        """Go on with a conversation that was kept, and show how it ended."""
+        """Go on with a conversation that was kept, its settings included, and show how it ended."""
         take_up(self.conversation, resumed.chat, self.model.model)
         self.keeper.resume(resumed)
         for problem in self.settings.restore(resumed.chat.settings):

@@ -108,7 +108,9 @@ def _stats(chat: Chat, rest: str) -> None:
     if stats.last is not None:
         print_line(f"Last answer: {describe_result(stats.last)}.")
     memory = chat.model.engine.session.memory()
-    print_line(f"Device memory: {memory.weights_bytes / 1e6:.1f} MB weights, {memory.buffers_bytes / 1e6:.1f} MB buffers.")
+    print_line(
+        f"Device memory: {memory.weights_bytes / 1e6:.1f} MB weights, {memory.buffers_bytes / 1e6:.1f} MB buffers."
+    )
 
 
 def _undo(chat: Chat, rest: str) -> None:
@@ -126,7 +128,7 @@ def _retry(chat: Chat, rest: str) -> None:
         raise UsageError("there is no question to answer again.")
     left = len(chat.conversation.messages)
     try:
-        chat.answer(question)
+        chat.say(question)
     finally:
         if len(chat.conversation.messages) == left:  # no answer came of it: the one before stays
             chat.conversation.restore(before)
@@ -152,7 +154,7 @@ def _load(chat: Chat, rest: str) -> None:
 
 
 def _list(chat: Chat, rest: str) -> None:
-    entries = chat.keeper.store.list()
+    entries = chat.keeper.store.entries()
     if not entries:
         print_line("No conversation is saved.")
         return

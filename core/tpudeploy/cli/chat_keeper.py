@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,8 @@ from tpudeploy.cli.terminal import print_note, printable
 from tpudeploy.errors import StorageError
 
 if TYPE_CHECKING:
-    from tpudeploy.contracts.chat import Message
-
     from tpudeploy.cli.chat_settings import Value
+    from tpudeploy.contracts.chat import Message
     from tpudeploy.runtime.conversation import Conversation
 
 
@@ -27,6 +26,22 @@ class Resumed:
 
     chat_id: str
     chat: StoredChat
+
+    def without_settings(self) -> Resumed:
+        """The same, where its settings are in use already."""
+        return Resumed(self.chat_id, self.chat.model_copy(update={"settings": {}}))
+
+
+def resume_last(store: ChatStore, given: Collection[str]) -> Resumed:
+    """The last conversation.
+
+    :param given: names of settings that were given anew: they are not taken from it.
+    :raises UsageError: nothing is kept.
+    :raises StorageError: its file is damaged or cannot be read.
+    """
+    chat_id, last = store.last()
+    settings = {name: value for name, value in last.settings.items() if name not in given}
+    return Resumed(chat_id, last.model_copy(update={"settings": settings}))
 
 
 class ChatKeeper:

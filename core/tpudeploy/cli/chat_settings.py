@@ -66,8 +66,11 @@ SETTINGS: Mapping[str, Setting] = {
     "max_new_tokens": Setting("tokens of an answer at most", _or_none(_whole), "a whole number or none"),
     "draft": Setting("who guesses tokens: prompt-lookup, a plugin's drafter, none", str, "a name", PROMPT_LOOKUP),
     "markdown": Setting("render Markdown", _switch, "on or off", False),
+    "store": Setting("keep the conversation on this machine", _switch, "on or off", True),
 }
-"""Names but ``draft`` and ``markdown`` are parameters of ``generation_options``: a line here adds one of them."""
+"""A line here adds a parameter of ``generation_options``."""
+_OURS = ("draft", "markdown", "store")
+"""Those that are no parameters of it."""
 
 
 class ChatSettings:
@@ -77,7 +80,7 @@ class ChatSettings:
     :raises UsageError: a value out of its range.
     """
 
-    def __init__(self, start: Mapping[str, Any], registry: PluginRegistry) -> None:
+    def __init__(self, registry: PluginRegistry, **start: Any) -> None:
         self._registry = registry
         self._fixed = {name: value for name, value in start.items() if name not in SETTINGS}
         self._start = {name: start.get(name, setting.default) for name, setting in SETTINGS.items()}
@@ -92,7 +95,7 @@ class ChatSettings:
     @property
     def stored(self) -> dict[str, Value]:
         """What is kept with a conversation: not what belongs to a terminal."""
-        return {name: value for name, value in self._values.items() if name != "markdown"}
+        return {name: value for name, value in self._values.items() if name not in ("markdown", "store")}
 
     @property
     def options(self) -> GenerationOptions:
@@ -103,6 +106,11 @@ class ChatSettings:
     def markdown(self) -> bool:
         """Whether answers are rendered."""
         return bool(self._values["markdown"])
+
+    @property
+    def store(self) -> bool:
+        """Whether conversations are kept."""
+        return bool(self._values["store"])
 
     def set(self, name: str, text: str) -> None:
         """Change a setting; ``default`` is what it was in the beginning.
@@ -134,7 +142,7 @@ class ChatSettings:
     def _build(self, values: Mapping[str, Value]) -> GenerationOptions:
         from tpudeploy.launch.generation import find_drafter, generation_options
 
-        said: dict[str, Any] = {name: value for name, value in values.items() if name not in ("draft", "markdown")}
+        said: dict[str, Any] = {name: value for name, value in values.items() if name not in _OURS}
         drafter = find_drafter(str(values["draft"]), self._registry)
         return generation_options(**said, **self._fixed, drafter=drafter)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tpudeploy.compile.store import storage_errors
 from tpudeploy.contracts.base import Value
@@ -52,7 +52,7 @@ class StoredChat(Value):
     revision: str
     model: str
     messages: tuple[Message, ...]
-    settings: dict[str, SettingValue] = {}
+    settings: dict[str, SettingValue] = Field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -110,7 +110,7 @@ class ChatStore:
             raise UsageError("there is no conversation to continue.", hint="Begin one without --continue.")
         return kept[0].stem, _read(kept[0])
 
-    def list(self) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         """Saved ones by name, then the kept ones, newest first."""
         with storage_errors(self._root):
             saved = sorted(self._saved.glob(f"*{_SUFFIX}"))
@@ -161,7 +161,7 @@ class ChatStore:
             path = folder / f"{name}{_SUFFIX}"
             if _NAME.fullmatch(name) and path.is_file():
                 return path
-        raise UnknownNameError("conversation", name, [entry.name for entry in self.list()])
+        raise UnknownNameError("conversation", name, [entry.name for entry in self.entries()])
 
     def _kept(self) -> list[Path]:
         """Files without a name, newest first."""
@@ -195,9 +195,7 @@ def check_name(name: str) -> None:
 
 def snapshot(model: str, messages: Sequence[Message], settings: Mapping[str, SettingValue]) -> StoredChat:
     """A conversation as it is now, with a revision of its own."""
-    return StoredChat(
-        revision=secrets.token_hex(8), model=model, messages=tuple(messages), settings=dict(settings)
-    )
+    return StoredChat(revision=secrets.token_hex(8), model=model, messages=tuple(messages), settings=dict(settings))
 
 
 def _new_id() -> str:

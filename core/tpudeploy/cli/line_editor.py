@@ -32,6 +32,9 @@ class LineEditor(LineReader):
     """
 
     def __init__(self, history: Path | None, commands: Mapping[str, str]) -> None:
+        output = Vt100_Output.from_pty(sys.stdout)
+        # It asks the terminal where the cursor is; an answer that comes late would be taken for typed text.
+        output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             history=_FileHistory(LineHistory(history)),
             completer=_CommandCompleter(commands),
@@ -40,8 +43,7 @@ class LineEditor(LineReader):
             multiline=True,
             prompt_continuation=CONTINUATION,
             key_bindings=_bindings(),
-            # A question to the terminal where the cursor is, whose answer may come late and be taken for typed text.
-            output=Vt100_Output.from_pty(sys.stdout, enable_cpr=False),
+            output=output,
         )
 
     def read(self) -> str:
@@ -57,6 +59,7 @@ def _bindings() -> KeyBindings:
     typing = has_focus(DEFAULT_BUFFER)  # and not searching the history, which has keys of its own
 
     @bindings.add("enter", filter=typing)
+    @bindings.add("c-j", filter=typing)  # Enter, pressed before the editor was there
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if is_open(buffer.text):
@@ -65,7 +68,6 @@ def _bindings() -> KeyBindings:
             buffer.validate_and_handle()
 
     @bindings.add("escape", "enter", filter=typing)
-    @bindings.add("c-j", filter=typing)
     def newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 

@@ -1,9 +1,9 @@
 """Markdown as rows of a terminal, by rich.
 
-Other than rich by itself: a line break in the text is one in the terminal, HTML stays text instead of vanishing, Chinese
-is wrapped between its characters, links show where they lead, code has no colour behind it that a terminal would copy as
-spaces. Nothing that a model writes reaches the terminal as an escape sequence: control characters go first, and rich
-makes the rows of what is left, whose text is looked at once more, for Markdown has entities.
+Other than rich by itself: a line break in the text is one in the terminal, HTML stays text instead of vanishing,
+Chinese is wrapped between its characters, links show where they lead, code has no colour behind it that a terminal
+would copy as spaces. Nothing that a model writes reaches the terminal as an escape sequence: control characters go
+first, and rich makes the rows of what is left, whose text is looked at once more, for Markdown has entities.
 """
 
 from __future__ import annotations

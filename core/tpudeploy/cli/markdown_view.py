@@ -1,8 +1,8 @@
 """An answer as rendered Markdown while it grows, without flicker.
 
-Blocks that are finished are printed and left alone. The last one is rendered anew as it grows, and of its rows only those
-that differ are written, from the first of them on; in most steps that is the end of one row. Rows that have scrolled
-out of the terminal cannot be changed any more and stay as they were.
+Blocks that are finished are printed and left alone. The last one is rendered anew as it grows, and of its rows only
+those that differ are written, from the first of them on; in most steps that is the end of one row. Rows that have
+scrolled out of the terminal cannot be changed any more and stay as they were.
 """
 
 from __future__ import annotations
