@@ -78,13 +78,10 @@ class Chat:
                 text = self._reader.read()
                 if text.strip():
                     self._take(text)
-            except Leave:
-                return
-            except EOFError:
-                print_line()
+            except (EOFError, Leave):
                 return
             except KeyboardInterrupt:
-                print_line("\n(Ctrl-D or /exit leaves)")
+                print_line("(Ctrl-D or /exit leaves)")
 
     def _take(self, text: str) -> None:
         """A command, or a message."""

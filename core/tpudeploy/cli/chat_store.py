@@ -104,7 +104,7 @@ class ChatStore:
         :raises UsageError: nothing is kept.
         :raises StorageError: the newest file is damaged or cannot be read.
         """
-        with storage_errors(self._root):
+        with _disk(self._root):
             kept = self._kept()
         if not kept:
             raise UsageError("there is no conversation to continue.", hint="Begin one without --continue.")
@@ -112,7 +112,7 @@ class ChatStore:
 
     def entries(self) -> list[Entry]:
         """Saved ones by name, then the kept ones, newest first."""
-        with storage_errors(self._root):
+        with _disk(self._root):
             saved = sorted(self._saved.glob(f"*{_SUFFIX}"))
             paths = [path for path in (*saved, *self._kept()) if not path.name.startswith(".")]
         return [Entry(path.stem, path.parent == self._saved, _mtime(path), _try_read(path)) for path in paths]
@@ -120,7 +120,7 @@ class ChatStore:
     def delete(self, name: str) -> None:
         """Remove a conversation by its name or id. :raises UnknownNameError: there is none."""
         path = self._find(name)
-        with storage_errors(self._root):
+        with _disk(self._root):
             path.unlink(missing_ok=True)
 
     def save(self, name: str, chat: StoredChat, *, replace: bool = False) -> None:
@@ -132,7 +132,7 @@ class ChatStore:
         """
         check_name(name)
         path = self._saved / f"{name}{_SUFFIX}"
-        with storage_errors(self._root), self._locked():
+        with _disk(self._root), self._locked():
             if path.exists() and not replace:
                 raise UsageError(f"there is a conversation {name} already.", hint=f"/delete {name} removes it.")
             _write(path, chat)
@@ -145,7 +145,7 @@ class ChatStore:
         :returns: its id from now on: another one, where somebody else wrote the file meanwhile.
         :raises StorageError: the disk does not take it.
         """
-        with storage_errors(self._root), self._locked():
+        with _disk(self._root), self._locked():
             path = self._root / f"{chat_id or _new_id()}{_SUFFIX}"
             if chat_id and path.exists():
                 there = _try_read(path)
@@ -198,6 +198,19 @@ def snapshot(model: str, messages: Sequence[Message], settings: Mapping[str, Set
     return StoredChat(revision=secrets.token_hex(8), model=model, messages=tuple(messages), settings=dict(settings))
 
 
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Whatever a disk does becomes one clear error."""
+    try:
+        with storage_errors(folder):
+            yield
+    except OSError as error:
+        what = error.filename or folder
+        raise StorageError(
+            f"{what} cannot be used: {error.strerror or error}.", hint="--no-store does without it."
+        ) from error
+
+
 def _new_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
@@ -210,18 +223,17 @@ def _mtime(path: Path) -> float:
 
 
 def _read(path: Path) -> StoredChat:
+    with _disk(path), path.open("rb") as stream:
+        data = stream.read(_LARGEST_BYTES)
     try:
-        with storage_errors(path.parent), path.open("rb") as stream:
-            return StoredChat.model_validate_json(stream.read(_LARGEST_BYTES))
+        return StoredChat.model_validate_json(data)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "not JSON"
+        where = ".".join(map(str, problem["loc"])) or "no JSON"
         what = "is from another version of tpudeploy" if where == "version" else f"is damaged ({where})"
         raise StorageError(
             f"the conversation {path} {what}.", hint="Move or remove that file; other conversations are not affected."
         ) from error
-    except OSError as error:
-        raise StorageError(f"the conversation {path} cannot be read: {error.strerror or error}.") from error
 
 
 def _try_read(path: Path) -> StoredChat | None:

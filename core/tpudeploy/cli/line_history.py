@@ -32,7 +32,7 @@ class LineHistory:
             return []
         try:
             with self._path.open("rb") as stream:
-                lines = stream.read(_LARGEST_BYTES).decode("utf-8", "replace").splitlines()
+                lines = stream.read(_LARGEST_BYTES).decode("utf-8", "replace").split("\n")
         except OSError:
             return []
         if len(lines) > 2 * MOST_KEPT:
@@ -46,7 +46,7 @@ class LineHistory:
         """Keep one entry."""
         if self._path is None:
             return
-        line = (json.dumps(text) + "\n").encode()
+        line = (json.dumps(text, ensure_ascii=False) + "\n").encode()
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from tpudeploy.cli.terminal import print_line
+
 PROMPT = ">>> "
 CONTINUATION = "... "
 QUOTES = '"""'
@@ -33,9 +35,13 @@ class PlainReader(LineReader):
 
     def read(self) -> str:
         """See :meth:`LineReader.read`; Ctrl-C always raises."""
-        lines = [clean(input(PROMPT))]
-        while is_open("\n".join(lines)):
-            lines.append(clean(input(CONTINUATION)))
+        try:
+            lines = [clean(input(PROMPT))]
+            while is_open("\n".join(lines)):
+                lines.append(clean(input(CONTINUATION)))
+        except (EOFError, KeyboardInterrupt):
+            print_line()  # the terminal leaves the cursor behind what was typed
+            raise
         return unquote("\n".join(lines))
 
 
