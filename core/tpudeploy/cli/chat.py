@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from tpudeploy.cli.answer import describe_call, describe_result, write_piece
@@ -11,14 +10,17 @@ from tpudeploy.cli.line_reader import LineReader
 from tpudeploy.cli.outcome import print_error
 from tpudeploy.cli.progress import BuildProgress
 from tpudeploy.cli.terminal import print_line, print_note
+from tpudeploy.cli.tool_calls import answer_room, schemas
 from tpudeploy.errors import TpuDeployError
 from tpudeploy.settings import load_settings
 
 if TYPE_CHECKING:
+    from tpudeploy.cli.tool_calls import ToolSession
     from tpudeploy.launch import LoadedModel, Target
     from tpudeploy.runtime.conversation import Conversation
     from tpudeploy.runtime.generator import GenerationOptions
     from tpudeploy.runtime.reply import Reply
+    from tpudeploy.tools.loop import ToolLoop
 
 HELP = '''/help    this help
 /reset   forget the conversation
@@ -28,17 +30,20 @@ Ctrl-C   stop the answer
 """      begins a message of several lines, and ends it'''
 
 
-def chat(target: Target, options: GenerationOptions, *, system: str) -> None:
+def chat(target: Target, options: GenerationOptions, *, system: str, tools: ToolSession | None = None) -> None:
     """Load the model and converse until the user leaves."""
-    target.require_text()  # a missing tokenizer is told before anything is compiled
+    text = target.require_text()  # a missing tokenizer is told before anything is compiled
+    head = len(text.prompt_ids("", system=system, tools=schemas(tools)))
+    room = answer_room(options.max_new_tokens, tools)
     with BuildProgress() as line:
         line.prepare()
-        model = target.load(max_new_tokens=options.max_new_tokens, progress=line)
+        model = target.load(prompt_tokens=head, max_new_tokens=room, progress=line)
     reader = LineReader(load_settings().home / "chat-history")
     with model:
         print_line(f"{model.title}, {model.quant} on {model.backend.name}. /help for help, Ctrl-D to leave.")
         try:
-            Chat(model, model.conversation(system=system, options=options), reader).run()
+            conversation = model.conversation(system=system, tools=schemas(tools), options=options)
+            Chat(model, conversation, reader, tools.loop(conversation) if tools else None).run()
         finally:
             reader.close()
 
@@ -46,8 +51,11 @@ def chat(target: Target, options: GenerationOptions, *, system: str) -> None:
 class Chat:
     """One conversation at a terminal."""
 
-    def __init__(self, model: LoadedModel, conversation: Conversation, reader: LineReader) -> None:
+    def __init__(
+        self, model: LoadedModel, conversation: Conversation, reader: LineReader, tools: ToolLoop | None = None
+    ) -> None:
         self._model = model
+        self._tools = tools
         self._conversation = conversation
         self._reader = reader
         self._commands = {"/help": self._help, "/reset": self._reset, "/stats": self._stats}
@@ -83,22 +91,33 @@ class Chat:
     def _answer(self, text: str) -> None:
         trimmed = self._conversation.stats.trimmed_turns
         with interrupt_sets_flag() as stopped:
-            reply = self._conversation.ask(text, cancelled=stopped.is_set)
+            replies = (
+                self._tools.ask(text, cancelled=stopped.is_set)
+                if self._tools
+                else iter([self._conversation.ask(text, cancelled=stopped.is_set)])
+            )
             try:
-                for piece in reply:
-                    write_piece(piece)
-            except KeyboardInterrupt:
-                reply.close()
-            finally:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
-        self._remark(reply)
+                for reply in replies:
+                    self._show(reply)
+                    self._remark(reply)
+            except KeyboardInterrupt:  # instead of an answer to the question whether a tool may run
+                print_note("\n(stopped)")
         if self._conversation.stats.trimmed_turns > trimmed:
             print_note("(the oldest turns no longer fit and are not sent; /reset forgets them all)")
 
     @staticmethod
-    def _remark(reply: Reply) -> None:
-        for call in reply.answer.tool_calls:
+    def _show(reply: Reply) -> None:
+        try:
+            for piece in reply:
+                write_piece(piece)
+        except KeyboardInterrupt:
+            reply.close()
+        finally:
+            if reply.shown or not reply.answer.tool_calls:
+                write_piece("\n")
+
+    def _remark(self, reply: Reply) -> None:
+        for call in reply.answer.tool_calls if self._tools is None else ():
             print_line(describe_call(call))
         if reply.result.finish_reason == "cancelled":
             print_note("(stopped)")

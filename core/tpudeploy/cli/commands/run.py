@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tpudeploy.cli import generation_options as how
-from tpudeploy.cli import net_options, options
+from tpudeploy.cli import net_options, options, tool_options
 
 
 def run(
@@ -30,6 +32,8 @@ def run(
     repetition_penalty: how.RepetitionPenalty = 1.0,
     seed: how.Seed = None,
     draft: how.Draft = "prompt-lookup",
+    tools: tool_options.Tools = None,
+    max_tool_rounds: tool_options.MaxToolRounds = 8,
     yes: options.Yes = False,
     hub: options.Hub = "",
     force: options.Force = False,
@@ -46,18 +50,16 @@ def run(
     from tpudeploy.cli.bundles import local_bmodel, local_bundle
     from tpudeploy.cli.chat import chat
     from tpudeploy.cli.question import read_question
+    from tpudeploy.cli.tool_calls import open_tools
     from tpudeploy.cli.weights import ensure_weights
     from tpudeploy.launch import LaunchRequest, open_target
     from tpudeploy.launch.generation import find_drafter, generation_options
     from tpudeploy.launch.targets import check_names
-    from tpudeploy.launch.usage import check_usage, no_model_named
+    from tpudeploy.launch.usage import check_usage
     from tpudeploy.plugins import registry
     from tpudeploy.settings import load_settings
 
-    if bundle is not None and prompt is None and not _is_model(model):
-        model, prompt = "", model or None  # the bundle knows its model: the one argument is the prompt
-    if bmodel is not None and bundle is None and prompt is None and not prompt_ids and model and not _is_model(model):
-        raise no_model_named(model)
+    model, prompt = _model_and_prompt(model, prompt, bundle=bundle, bmodel=bmodel, prompt_ids=prompt_ids)
     generation = generation_options(
         max_new_tokens=max_new_tokens,
         ignore_eos=ignore_eos,
@@ -84,6 +86,7 @@ def run(
         force=force,
         verify_files=verify_files,
     )
+    session = open_tools(tools, yes=yes, max_rounds=max_tool_rounds, prompt_ids=prompt_ids)
     check_usage(request)  # before gigabytes are looked for, unpacked or compared
     if bundle is not None:
         request = request.model_copy(update={"bundle": local_bundle(bundle, backend=backend, force=force)})
@@ -94,9 +97,24 @@ def run(
         ensure_weights(known, settings, model_dir=model_dir, yes=yes, hub=hub)
     target = open_target(request, settings, found)
     if question is None:
-        chat(target, generation, system=system)
+        chat(target, generation, system=system, tools=session)
     else:
-        answer_once(target, question, generation, as_json=as_json)
+        answer_once(target, question, generation, as_json=as_json, tools=session)
+
+
+def _model_and_prompt(
+    model: str, prompt: str | None, *, bundle: Path | None, bmodel: Path | None, prompt_ids: str
+) -> tuple[str, str | None]:
+    """What the arguments are, of which the first may be left out."""
+    from tpudeploy.launch.usage import no_model_named
+
+    if prompt is not None or not model or _is_model(model):
+        return model, prompt
+    if bundle is not None:
+        return "", model  # the bundle knows its model: the one argument is the prompt
+    if bmodel is not None and not prompt_ids:
+        raise no_model_named(model)
+    return model, prompt
 
 
 def _is_model(text: str) -> bool:
