@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tpudeploy.cli.answer import describe_call
@@ -13,40 +14,52 @@ from tpudeploy.cli.line_reader import PROMPT, LineReader, line_reader
 from tpudeploy.cli.outcome import print_error
 from tpudeploy.cli.progress import BuildProgress
 from tpudeploy.cli.terminal import print_line, print_note, printable
+from tpudeploy.cli.tool_calls import answer_room, schemas
 from tpudeploy.cli.typeahead import keys_wait
-from tpudeploy.contracts.chat import Message
 from tpudeploy.errors import BackendError, TpuDeployError
 from tpudeploy.settings import load_settings
 
 if TYPE_CHECKING:
     from tpudeploy.cli.chat_settings import ChatSettings
+    from tpudeploy.cli.tool_calls import ToolSession
     from tpudeploy.launch import LoadedModel, Target
     from tpudeploy.runtime.conversation import Conversation
     from tpudeploy.runtime.reply import Reply
+    from tpudeploy.runtime.writer import Cancelled
+    from tpudeploy.tools.loop import ToolLoop
 
 HISTORY = "chat-history"
 
 
 def chat(
-    target: Target, settings: ChatSettings, keeper: ChatKeeper, *, system: str, resumed: Resumed | None = None
+    target: Target,
+    settings: ChatSettings,
+    keeper: ChatKeeper,
+    *,
+    system: str,
+    resumed: Resumed | None = None,
+    tools: ToolSession | None = None,
 ) -> None:
     """Load the model and converse until the user leaves.
 
     :param system: text of the system message; empty: that of ``resumed``, or none.
     :param resumed: what to go on with; its settings are in ``settings`` already.
     """
-    target.require_text()  # a missing tokenizer is told before anything is compiled
+    text = target.require_text()  # a missing tokenizer is told before anything is compiled
+    head = len(text.prompt_ids("", system=system, tools=schemas(tools)))
+    room = answer_room(settings.options.max_new_tokens, tools)
     with BuildProgress() as line, keys_wait():
         line.prepare()
-        model = target.load(max_new_tokens=settings.options.max_new_tokens, progress=line)
+        model = target.load(prompt_tokens=head, max_new_tokens=room, progress=line)
     history = load_settings().home / HISTORY if keeper.enabled else None
     reader = line_reader(history, {word: command.meaning for word, command in COMMANDS.items()})
     with model:
         print_line(f"{model.title}, {model.quant} on {model.backend.name}. /help for help, Ctrl-D to leave.")
-        talk = Chat(model, model.conversation(system=system, options=settings.options), reader, settings, keeper)
+        conversation = model.conversation(system=system, tools=schemas(tools), options=settings.options)
+        talk = Chat(model, conversation, reader, settings, keeper, tools.loop(conversation) if tools else None)
         if resumed is not None:
             talk.take_up(resumed.without_settings())
-            talk.conversation.system = system or talk.conversation.system
+            conversation.system = system or conversation.system
         talk.run()
 
 
@@ -63,8 +76,10 @@ class Chat:
         reader: LineReader,
         settings: ChatSettings,
         keeper: ChatKeeper,
+        tools: ToolLoop | None = None,
     ) -> None:
         self.model = model
+        self._tools = tools
         self.conversation = conversation
         self.settings = settings
         self.keeper = keeper
@@ -87,37 +102,50 @@ class Chat:
         """A command, or a message."""
         try:
             if not run_command(self, text):
-                self.say(Message(role="user", content=text))
+                self.say(text)
         except BackendError as error:
             self._tell_of_device(error)
         except TpuDeployError as error:
             print_error(error.message, error.hint)
 
-    def say(self, question: Message) -> None:
-        """A user's message, and all that is said until it is the user's turn again."""
-        self.answer(question)
+    def say(self, text: str) -> None:
+        """Say something as the user: the one place where answers are made, shown and kept.
 
-    def answer(self, *messages: Message) -> Reply:
-        """The one place where messages get an answer: on the terminal, in the conversation, and on disk.
-
-        :raises TpuDeployError: there is none; the conversation is as it was.
+        :raises TpuDeployError: there is no answer; the conversation is as it was.
         """
-        trimmed = self.conversation.stats.trimmed_turns
-        view = answer_view(markdown=self.settings.markdown)
-        with interrupt_sets_flag() as stopped, keys_wait():
-            reply = self.conversation.send(*messages, cancelled=stopped.is_set)
-            try:
-                for piece in reply:
-                    view.push(piece)
-            except KeyboardInterrupt:
-                reply.close()
-            finally:
-                view.close()
-        self._remark(reply)
+        before, trimmed = self.conversation.messages, self.conversation.stats.trimmed_turns
+        try:
+            with interrupt_sets_flag() as stopped:
+                for reply in self._replies(text, stopped.is_set):
+                    self._show(reply)
+                    self._remark(reply)
+        except KeyboardInterrupt:  # instead of an answer to the question whether a tool may run
+            print_note("\n(stopped)")
+        except TpuDeployError:
+            if self.conversation.messages != before:
+                self.conversation.restore(before)
+            raise
         if self.conversation.stats.trimmed_turns > trimmed:
             print_note("(the oldest turns no longer fit and are not sent; /reset forgets them all)")
         self.keep()
-        return reply
+
+    def _replies(self, text: str, cancelled: Cancelled) -> Iterator[Reply]:
+        """One reply, or with tools as many as it takes."""
+        if self._tools is not None:
+            return self._tools.ask(text, cancelled=cancelled)
+        return iter([self.conversation.ask(text, cancelled=cancelled)])
+
+    def _show(self, reply: Reply) -> None:
+        view = answer_view(markdown=self.settings.markdown)
+        try:
+            with keys_wait():
+                for piece in reply:
+                    view.push(piece)
+        except KeyboardInterrupt:
+            reply.close()
+        finally:
+            if reply.shown or not reply.answer.tool_calls:
+                view.close()
 
     def keep(self) -> bool:
         """Write the conversation to disk, unless that was turned off. :returns: whether it is there."""
@@ -163,9 +191,8 @@ class Chat:
             raise BackendError(error.message, hint=f"{error.hint} {kept}".strip()) from error
         print_error(error.message, error.hint)
 
-    @staticmethod
-    def _remark(reply: Reply) -> None:
-        for call in reply.answer.tool_calls:
+    def _remark(self, reply: Reply) -> None:
+        for call in reply.answer.tool_calls if self._tools is None else ():
             print_line(describe_call(call))
         if reply.result.finish_reason == "cancelled":
             print_note("(stopped)")

@@ -128,7 +128,7 @@ def _retry(chat: Chat, rest: str) -> None:
         raise UsageError("there is no question to answer again.")
     left = len(chat.conversation.messages)
     try:
-        chat.say(question)
+        chat.say(question.content)
     finally:
         if len(chat.conversation.messages) == left:  # no answer came of it: the one before stays
             chat.conversation.restore(before)

@@ -102,6 +102,14 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def escaped(text: str) -> str:
+    """``text`` on one line, with everything in it written out that does not show as itself.
+
+    Controls, line ends and changes of direction: what a person is asked about must be what is done.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def format_bytes(count: int) -> str:
     """``12.5 GB``: three figures, decimal units."""
     for size, unit in _UNITS:

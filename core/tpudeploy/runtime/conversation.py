@@ -196,6 +196,11 @@ class Conversation:
         )
         return self._reply
 
+    def add(self, *messages: Message) -> None:
+        """Put messages in without asking for a reply, for example results of calls that nobody wants commented."""
+        self._close_reply()
+        self._messages += messages
+
     def _fit(
         self, sent_now: Sequence[Message], options: GenerationOptions, forced_tool: str | None
     ) -> tuple[int, list[int]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from tpudeploy.cli import generation_options as how
-from tpudeploy.cli import net_options, options
+from tpudeploy.cli import net_options, options, tool_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tpudeploy.cli.chat_keeper import Resumed
     from tpudeploy.cli.chat_settings import ChatSettings
     from tpudeploy.cli.question import Question
+    from tpudeploy.cli.tool_calls import ToolSession
     from tpudeploy.launch import Target
 
 
@@ -43,6 +43,8 @@ def run(
     repetition_penalty: how.RepetitionPenalty = 1.0,
     seed: how.Seed = None,
     draft: how.Draft = "prompt-lookup",
+    tools: tool_options.Tools = None,
+    max_tool_rounds: tool_options.MaxToolRounds = 8,
     yes: options.Yes = False,
     hub: options.Hub = "",
     force: options.Force = False,
@@ -62,6 +64,7 @@ def run(
     from tpudeploy.cli.bundles import local_bmodel, local_bundle
     from tpudeploy.cli.chat_settings import ChatSettings
     from tpudeploy.cli.question import read_question
+    from tpudeploy.cli.tool_calls import open_tools
     from tpudeploy.cli.weights import ensure_weights
     from tpudeploy.launch import LaunchRequest, open_target
     from tpudeploy.launch.targets import check_names
@@ -71,7 +74,7 @@ def run(
 
     settings = load_settings()
     resumed = _last(context, settings.home) if resume else None
-    model, prompt = _positional(model, prompt, bundle, bmodel, prompt_ids, resumed)
+    model, prompt = _model_and_prompt(model, prompt, resumed, bundle=bundle, bmodel=bmodel, prompt_ids=prompt_ids)
     generation = ChatSettings(
         registry(),
         max_new_tokens=max_new_tokens,
@@ -101,6 +104,7 @@ def run(
         force=force,
         verify_files=verify_files,
     )
+    session = open_tools(tools, yes=yes, max_rounds=max_tool_rounds, prompt_ids=prompt_ids)
     check_usage(request)  # before gigabytes are looked for, unpacked or compared
     if bundle is not None:
         request = request.model_copy(update={"bundle": local_bundle(bundle, backend=backend, force=force)})
@@ -111,7 +115,7 @@ def run(
         ensure_weights(known, settings, model_dir=model_dir, yes=yes, hub=hub)
     target = open_target(request, settings, found)
     kept = not no_store and (resume or question is None or not as_json)
-    _talk(target, question, generation, resumed, kept=kept, system=system, as_json=as_json)
+    _talk(target, question, generation, resumed, kept=kept, system=system, as_json=as_json, tools=session)
 
 
 def _talk(
@@ -123,6 +127,7 @@ def _talk(
     kept: bool,
     system: str,
     as_json: bool,
+    tools: ToolSession | None,
 ) -> None:
     """Answer the question, or converse where there is none."""
     from tpudeploy.cli.answer import answer_once
@@ -139,28 +144,29 @@ def _talk(
         for problem in settings.restore(resumed.chat.settings):
             print_note(f"({problem})")
     if question is None:
-        chat(target, settings, keeper, system=system, resumed=resumed)
+        chat(target, settings, keeper, system=system, resumed=resumed, tools=tools)
     else:
-        answer_once(target, question, settings, keeper, as_json=as_json, resumed=resumed)
+        answer_once(target, question, settings, keeper, as_json=as_json, resumed=resumed, tools=tools)
 
 
-def _positional(
+def _model_and_prompt(
     model: str,
     prompt: str | None,
+    resumed: Resumed | None,
+    *,
     bundle: Path | None,
     bmodel: Path | None,
     prompt_ids: str,
-    resumed: Resumed | None,
 ) -> tuple[str, str | None]:
-    """Model and prompt. Where the model is known without being named, the one argument is the prompt."""
+    """What the arguments are: where the model is known without being named, the one of them is the prompt."""
     from tpudeploy.launch.usage import no_model_named
 
-    if _is_model(model) or prompt is not None:
+    if prompt is not None or _is_model(model):
         return model, prompt
+    if resumed is not None and bundle is None and bmodel is None:
+        return resumed.chat.model, model or None
     if bundle is not None:
         return "", model or None
-    if bmodel is None and resumed is not None:
-        return resumed.chat.model, model or None
     if bmodel is not None and model and not prompt_ids:
         raise no_model_named(model)
     return model, prompt
