@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tpudeploy.cli.answer_view import renders_markdown
 from tpudeploy.contracts.drafter import PROMPT_LOOKUP
 from tpudeploy.errors import TpuDeployError, UnknownNameError, UsageError
 
@@ -61,6 +62,8 @@ SETTINGS: Mapping[str, Setting] = {
     "top_k": Setting("draw from the K most likely tokens; 0: all", _whole, "a whole number", 0),
     "top_p": Setting("draw from the likeliest tokens that hold P together", _number, "a number", 1.0),
     "repetition_penalty": Setting("over 1: seen tokens become less likely", _number, "a number", 1.0),
+    "presence_penalty": Setting("over 0: tokens of the answer become less likely", _number, "a number", 0.0),
+    "frequency_penalty": Setting("over 0: the more often, the less likely", _number, "a number", 0.0),
     "seed": Setting("makes drawing repeatable", _or_none(_whole), "a whole number or none"),
     "greedy": Setting("always the most likely token, whatever is set above", _switch, "on or off", False),
     "max_new_tokens": Setting("tokens of an answer at most", _or_none(_whole), "a whole number or none"),
@@ -76,12 +79,14 @@ _OURS = ("draft", "markdown", "store")
 class ChatSettings:
     """The settings of one conversation.
 
-    :param start: by the names of :data:`SETTINGS`, and ``ignore_eos``; what is missing has its default.
+    :param start: by the names of :data:`SETTINGS`, and ``ignore_eos``; what is missing has its default. Markdown None
+        is what suits the terminal.
     :raises UsageError: a value out of its range.
     """
 
     def __init__(self, registry: PluginRegistry, **start: Any) -> None:
         self._registry = registry
+        start["markdown"] = renders_markdown(start.get("markdown"))
         self._fixed = {name: value for name, value in start.items() if name not in SETTINGS}
         self._start = {name: start.get(name, setting.default) for name, setting in SETTINGS.items()}
         self._values = dict(self._start)

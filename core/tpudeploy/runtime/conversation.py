@@ -114,7 +114,7 @@ class Conversation:
 
     @options.setter
     def options(self, options: GenerationOptions) -> None:
-        check_choice(self._engine, options.sampling)
+        check_choice(self._engine, options)
         self._options = options
 
     def restore(self, messages: Sequence[Message]) -> None:

@@ -41,6 +41,8 @@ def run(
     top_k: how.TopK = 0,
     top_p: how.TopP = 1.0,
     repetition_penalty: how.RepetitionPenalty = 1.0,
+    presence_penalty: how.PresencePenalty = 0.0,
+    frequency_penalty: how.FrequencyPenalty = 0.0,
     seed: how.Seed = None,
     draft: how.Draft = "prompt-lookup",
     tools: tool_options.Tools = None,
@@ -60,7 +62,6 @@ def run(
 
     The answer goes to stdout, everything else to stderr. What has to be compiled first is compiled once and kept.
     """
-    from tpudeploy.cli.answer_view import renders_markdown
     from tpudeploy.cli.bundles import local_bmodel, local_bundle
     from tpudeploy.cli.chat_settings import ChatSettings
     from tpudeploy.cli.question import read_question
@@ -84,9 +85,11 @@ def run(
         top_k=top_k,
         top_p=top_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         seed=seed,
         draft=draft,
-        markdown=renders_markdown(markdown),
+        markdown=markdown,
         store=not no_store,
     )
     request = LaunchRequest(
@@ -114,8 +117,7 @@ def run(
     if known is not None and bmodel is None:
         ensure_weights(known, settings, model_dir=model_dir, yes=yes, hub=hub)
     target = open_target(request, settings, found)
-    kept = not no_store and (resume or question is None or not as_json)
-    _talk(target, question, generation, resumed, kept=kept, system=system, as_json=as_json, tools=session)
+    _talk(target, question, generation, resumed, system=system, as_json=as_json, tools=session)
 
 
 def _talk(
@@ -124,7 +126,6 @@ def _talk(
     settings: ChatSettings,
     resumed: Resumed | None,
     *,
-    kept: bool,
     system: str,
     as_json: bool,
     tools: ToolSession | None,
@@ -137,6 +138,7 @@ def _talk(
     from tpudeploy.cli.terminal import print_note
     from tpudeploy.settings import load_settings
 
+    kept = settings.store and (resumed is not None or question is None or not as_json)
     quiet = question is not None and resumed is None  # nobody asked for it to be kept
     keeper = ChatKeeper(ChatStore(load_settings().home), enabled=kept, quiet=quiet)
     if resumed is not None:
