@@ -8,7 +8,7 @@ first, and rich makes the rows of what is left, whose text is looked at once mor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
@@ -49,9 +49,26 @@ _NOT_LAST = frozenset("（《「『【〈〔“‘([{")
 
 
 def rows_of(text: str, console: Console) -> list[str]:
-    """``text`` as rows with their escape sequences, none longer than the console is wide, no empty ones around them."""
-    lines = console.render_lines(_ChatMarkdown(text), pad=False)
-    rows = [_row(line, console) for line in lines]
+    """``text`` as rows with their escape sequences, none longer than the console is wide; between blocks one is empty."""
+    rows: list[str] = []
+    for block in _blocks(_PARSER.parse(text)):
+        shown = _rows_of_block(block, console)
+        rows += [""] * bool(rows and shown) + shown
+    return rows
+
+
+def _blocks(tokens: Iterable[Token]) -> Iterator[list[Token]]:
+    """The tokens of each paragraph, list, table or the like."""
+    block: list[Token] = []
+    for token in tokens:
+        block.append(token)
+        if token.level == 0 and token.nesting <= 0:
+            yield block
+            block = []
+
+
+def _rows_of_block(block: list[Token], console: Console) -> list[str]:
+    rows = [_row(line, console) for line in console.render_lines(_Block(block), pad=False)]
     while rows and not rows[0]:
         del rows[0]
     while rows and not rows[-1]:
@@ -79,7 +96,7 @@ def break_offsets(text: str, width: int) -> list[int]:
         size = cell_len(character)
         if index > start and _may_break(text[index - 1], character):
             best = index
-        if used + size > width and index > start and not character.isspace():
+        while used + size > width and index > start and not character.isspace():
             start = best if best > start else index
             offsets.append(start)
             used = cell_len(text[start:index])
@@ -163,7 +180,7 @@ class _RuledCode(CodeBlock):
         yield Rule(style="dim")
 
 
-class _ChatMarkdown(Markdown):
+class _Block(Markdown):
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
         "paragraph_open": _WrappedParagraph,
@@ -172,11 +189,10 @@ class _ChatMarkdown(Markdown):
         "code_block": _RuledCode,
     }
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, tokens: list[Token]) -> None:
         super().__init__("", hyperlinks=False)
-        self.markup = text
-        self.parsed = _PARSER.parse(text)
-        _keep_line_breaks(self.parsed)
+        _keep_line_breaks(tokens)
+        self.parsed = tokens
 
 
 def _keep_line_breaks(tokens: Iterable[Token]) -> None:

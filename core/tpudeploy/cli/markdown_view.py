@@ -60,10 +60,12 @@ class MarkdownView(AnswerView):
         cut = finished_until(self._text)
         done = rows_of(self._text[:cut], self._console) if cut else []
         live = rows_of(self._text[cut:], self._console)
+        if not live:  # a block of which nothing shows yet: nothing follows what is finished
+            cut = 0
         rows = [*done, "", *live] if done and live else [*done, *live]
         self._replace(rows)
         self._text = self._drawn = self._text[cut:]
-        self._rows = rows[len(rows) - len(live) :]
+        self._rows = rows[len(rows) - len(live) :] if cut else rows
 
     def _replace(self, rows: Sequence[str]) -> None:
         """Make the rows in the terminal ``rows``."""
