@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -216,7 +217,7 @@ def test_chinese_is_wrapped_between_characters() -> None:
 
 def cut(text: str, width: int) -> list[str]:
     offsets = [0, *break_offsets(text, width), len(text)]
-    return [text[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(offsets)]
 
 
 @given(st.text(st.sampled_from("ab ，。你好（)")), st.integers(2, 12))
@@ -233,7 +234,7 @@ def test_the_last_block_is_not_finished() -> None:
 
 
 def test_where_markdown_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = connect(Screen(), monkeypatch)
+    connect(Screen(), monkeypatch)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert renders_markdown(None) and renders_markdown(True) and not renders_markdown(False)
     monkeypatch.setenv("NO_COLOR", "1")

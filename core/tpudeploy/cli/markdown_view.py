@@ -63,14 +63,15 @@ class MarkdownView(AnswerView):
         if not live:  # a block of which nothing shows yet: nothing follows what is finished
             cut = 0
         rows = [*done, "", *live] if done and live else [*done, *live]
-        self._replace(rows)
+        if rows:  # what shows as nothing now is the beginning of something: until then the rows stay
+            self._replace(rows)
+            self._rows = rows[len(rows) - len(live) :] if cut else rows
         self._text = self._drawn = self._text[cut:]
-        self._rows = rows[len(rows) - len(live) :] if cut else rows
 
     def _replace(self, rows: Sequence[str]) -> None:
         """Make the rows in the terminal ``rows``."""
         old = self._rows
-        if not rows or rows == old:
+        if rows == old:
             return
         same = next((i for i, (a, b) in enumerate(zip(old, rows, strict=False)) if a != b), min(len(old), len(rows)))
         out = self._go_to(min(max(same, len(old) - self._size.lines + 1), len(rows) - 1), rows)
