@@ -49,7 +49,7 @@ _NOT_LAST = frozenset("（《「『【〈〔“‘([{")
 
 
 def rows_of(text: str, console: Console) -> list[str]:
-    """``text`` as rows with their escape sequences, none wider than the console; an empty one between any two blocks."""
+    """``text`` as rows with their escape sequences, none wider than the console, an empty one between blocks."""
     rows: list[str] = []
     for block in _blocks(_PARSER.parse(text)):
         shown = _rows_of_block(block, console)
