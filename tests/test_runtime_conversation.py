@@ -335,6 +335,28 @@ def test_a_reply_without_a_conversation(engine: Engine, session: TorchSession) -
     assert reply.result.finish_reason == "stop"
 
 
+def test_which_text_a_token_brought(engine: Engine, session: TorchSession) -> None:
+    """Tokens that complete no character bring none; what is held back comes with the token that settles it."""
+    say(session, "h€\nx€")
+    reply = converse(engine, stream=CallStream).ask("hi")
+    steps = list(reply.tokens())
+    brought = [step.text for step in steps]
+    assert brought == ["", "", "", "", "h€\n", "", "", "", "", "x€"]
+    assert [step.event.token_id for step in steps if step.event] == list("h€\nx€".encode())
+    assert [step.event is None for step in steps] == [False] * 9 + [True]
+    assert reply.answer.content == reply.shown == "h€\nx€"
+
+
+def test_tokens_and_pieces_are_one_iteration(engine: Engine, session: TorchSession) -> None:
+    say(session, "hello")
+    reply = converse(engine).ask("hi")
+    assert next(reply) == "h"
+    assert next(reply.tokens()).text == "e"
+    assert "".join(reply) == "llo"
+    assert list(reply.tokens()) == []
+    assert reply.answer.content == "hello"
+
+
 def test_the_demo_model_talks() -> None:
     """The demo's own weights, tokenizer and template over the engine, against the plainest decoding there is."""
     from tpudeploy.checkpoint.reader import Checkpoint

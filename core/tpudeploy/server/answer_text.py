@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tpudeploy.contracts.chat import ToolCall
+from tpudeploy.contracts.chat import Tokenizer, ToolCall
 from tpudeploy.launch.loaded import LoadedModel
-from tpudeploy.launch.text import TextTools
 from tpudeploy.runtime.generator import Generation, GenerationResult
-from tpudeploy.runtime.reply import Reply
-from tpudeploy.server.service import FinishReason, Question
+from tpudeploy.runtime.reply import Reply, TokenText
+from tpudeploy.server.service import FinishReason, Piece, Question
 from tpudeploy.server.stop_text import StopText
+from tpudeploy.server.token_texts import TokenTexts
 
 
 class AnswerText:
@@ -20,13 +20,17 @@ class AnswerText:
     """
 
     def __init__(self, model: LoadedModel, generation: Generation, question: Question) -> None:
+        text = model.require_text()
         self.tool_calls: tuple[ToolCall, ...] = ()
         self._generation = generation
-        self._stop = StopText(question.stop)
-        text = model.require_text()
-        self._tokenizer = text.tokenizer
         self._question = question
-        self._reply = _reply(generation, text, question) if question.is_chat else None
+        self._tokenizer = text.tokenizer
+        self._stop = StopText(question.stop)
+        self._tokens = TokenTexts(text.tokenizer) if question.options.logprobs is not None else None
+        self._shown = 0
+        self._reply: Reply | None = None
+        if question.is_chat:
+            self._reply = Reply(generation, text.tokenizer, text.template, forced_tool=question.forced_tool)
 
     @property
     def result(self) -> GenerationResult:
@@ -42,19 +46,23 @@ class AnswerText:
             return None
         return "tool_calls" if self.tool_calls else self.result.finish_reason
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[Piece]:
         """Text as it comes; nothing more is generated after a stop string."""
-        for text in self._reply if self._reply is not None else self._plain():
-            piece = self._stop.push(text)
-            if piece:
-                yield piece
+        steps = self._reply.tokens() if self._reply is not None else _plain(self._generation, self._tokenizer)
+        for step in steps:
+            if self._tokens is not None:
+                self._tokens.push(step.event, step.text)
+            yield from self._show(self._stop.push(step.text))
             if self._stop.hit:
                 self._generation.close()
                 return
-        if self.result.finish_reason == "cancelled":
-            return
-        if rest := self._stop.push(self._take_calls()) + self._stop.flush():
-            yield rest
+        if self.result.finish_reason != "cancelled":
+            yield from self._show(self._stop.push(self._take_calls()) + self._stop.flush())
+
+    def _show(self, text: str) -> Iterator[Piece]:
+        if text:
+            self._shown += len(text)
+            yield Piece(text, self._tokens.take(self._shown) if self._tokens is not None else ())
 
     def _take_calls(self) -> str:
         """Read the calls; returns those that nobody asked for as the text that they are."""
@@ -65,12 +73,10 @@ class AnswerText:
         shown = self._reply is not None and self._reply.shown
         return ("\n" if calls and shown else "") + "\n".join(f"{call.name}\n{call.raw}" for call in calls)
 
-    def _plain(self) -> Iterator[str]:
-        stream = self._tokenizer.stream()
-        for event in self._generation:
-            yield stream.push(event.token_id)
-        yield stream.flush()
 
-
-def _reply(generation: Generation, text: TextTools, question: Question) -> Reply:
-    return Reply(generation, text.tokenizer, text.template, forced_tool=question.forced_tool)
+def _plain(generation: Generation, tokenizer: Tokenizer) -> Iterator[TokenText]:
+    """Text without a chat format around it."""
+    stream = tokenizer.stream()
+    for event in generation:
+        yield TokenText(event, stream.push(event.token_id))
+    yield TokenText(None, stream.flush())

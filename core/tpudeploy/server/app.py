@@ -22,7 +22,9 @@ from tpudeploy.server.page_routes import page_routes
 from tpudeploy.server.respond import error_response
 from tpudeploy.server.routes.chat import chat_router
 from tpudeploy.server.routes.common import Api
+from tpudeploy.server.routes.completions import completions_router
 from tpudeploy.server.routes.models import models_router
+from tpudeploy.server.routes.responses import responses_router
 from tpudeploy.server.routes.state import state_router
 from tpudeploy.server.service import Service
 from tpudeploy.server.settings import ServerSettings
@@ -32,7 +34,11 @@ _UNION = re.compile(r"^(str|int|float|bool|list\[.*|dict\[.*|function-.*|constra
 _SHORTEST = 300
 
 
-def create_app(service: Service, settings: ServerSettings, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    service: Service,
+    settings: ServerSettings,
+    metrics: Metrics | None = None,
+) -> FastAPI:
     """The application, for uvicorn, Ray Serve or a test to run.
 
     :param metrics: what ``/metrics`` tells; the service may count in the same.
@@ -48,8 +54,9 @@ def create_app(service: Service, settings: ServerSettings, metrics: Metrics | No
         exception_handlers=_HANDLERS,
         middleware=_middleware(settings, metrics),
     )
-    for router in (chat_router(api), models_router(api), state_router(api, metrics)):
-        app.include_router(router)
+    for router in (chat_router, completions_router, responses_router, models_router):
+        app.include_router(router(api))
+    app.include_router(state_router(api, metrics))
     app.router.routes.extend(page_routes())
     return app
 

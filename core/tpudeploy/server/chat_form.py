@@ -13,7 +13,7 @@ from tpudeploy.contracts.chat import ToolCall
 from tpudeploy.server.errors import ApiError
 from tpudeploy.server.exchange import AnswerForm
 from tpudeploy.server.respond import sse
-from tpudeploy.server.service import End, Piece, Usage
+from tpudeploy.server.service import End, Piece, TokenInfo, Usage
 
 DONE = "data: [DONE]\n\n"
 FINGERPRINT = f"tpudeploy-{__version__}"
@@ -23,10 +23,12 @@ class ChatForm(AnswerForm):
     """Of one answer.
 
     :param include_usage: a stream ends with a chunk that says what it cost.
+    :param logprobs: tell of each token.
     """
 
-    def __init__(self, model: str, *, include_usage: bool = False) -> None:
+    def __init__(self, model: str, *, include_usage: bool = False, logprobs: bool = False) -> None:
         self._include_usage = include_usage
+        self._logprobs = logprobs
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def begin(self) -> Iterator[str]:
@@ -35,7 +37,7 @@ class ChatForm(AnswerForm):
 
     def piece(self, piece: Piece) -> Iterator[str]:
         """Text."""
-        yield self._chunk({"content": piece.text})
+        yield self._chunk({"content": piece.text}, tokens=piece.tokens)
 
     def end(self, end: End) -> Iterator[str]:
         """Whole calls, why it ended, what it cost."""
@@ -56,7 +58,13 @@ class ChatForm(AnswerForm):
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if end.tool_calls:
             message |= {"content": text or None, "tool_calls": [tool_call(call) for call in end.tool_calls]}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.finish_reason}
+        tokens = [token for piece in pieces for token in piece.tokens]
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": self._told(tokens),
+            "finish_reason": end.finish_reason,
+        }
         return {
             **self._head,
             "object": "chat.completion",
@@ -65,8 +73,20 @@ class ChatForm(AnswerForm):
             "system_fingerprint": FINGERPRINT,
         }
 
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> str:
-        return self._sse([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}])
+    def _chunk(
+        self, delta: Mapping[str, Any], finish_reason: str | None = None, tokens: Sequence[TokenInfo] = ()
+    ) -> str:
+        told = self._told(tokens) if tokens else None
+        return self._sse([{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish_reason}])
+
+    def _told(self, tokens: Sequence[TokenInfo]) -> dict[str, Any] | None:
+        if not self._logprobs:
+            return None
+        content = [
+            {**_token(token.text, token.logprob), "top_logprobs": [_token(*other) for other in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
 
     def _sse(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any] | None = None) -> str:
         chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices, "system_fingerprint": FINGERPRINT}
@@ -82,6 +102,12 @@ def tool_call(call: ToolCall) -> dict[str, Any]:
         "type": "function",
         "function": {"name": call.name, "arguments": arguments},
     }
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    """A token that is no whole character has no bytes that could be told."""
+    whole = "\N{REPLACEMENT CHARACTER}" not in text
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -47,69 +47,45 @@ class AnswerForm(ABC):
 
 
 class Exchange:
-    """See the module.
+    """One answer and the client that waits for it."""
 
-    :param headers: further headers of the response.
-    """
-
-    def __init__(
-        self,
-        request: Request,
-        answering: Answering,
-        form: AnswerForm,
-        settings: ServerSettings,
-        headers: Mapping[str, str],
-    ) -> None:
+    def __init__(self, request: Request, answering: Answering, form: AnswerForm, settings: ServerSettings) -> None:
         self._request = request
         self._answering = answering
         self._form = form
         self._settings = settings
-        self._headers = headers
         self._events = answering.events()
         self._pieces: list[Piece] = []
 
-    async def respond(self, *, stream: bool) -> Response:
-        """The response. :raises ApiError: there is no answer."""
-        return await (self._stream() if stream else self._whole())
+    def cancel(self) -> None:
+        """Nobody wants the answer any more. Idempotent, and nothing where it has ended."""
+        self._answering.cancel()
 
-    async def _whole(self) -> Response:
-        work = asyncio.ensure_future(self._collect())
-        try:
-            if not await self._connected_until(work, None):
-                return Response(status_code=CLIENT_CLOSED)
-            return json_response(work.result(), headers=self._headers)
-        finally:
-            self._answering.cancel()
-            await cancel_tasks(work)
-
-    async def _collect(self) -> Mapping[str, Any]:
+    async def collect(self) -> Mapping[str, Any]:
+        """The answer as one object. :raises ApiError: there is none."""
         async for event in self._events:
-            if isinstance(event, Piece):
-                self._pieces.append(event)
-            else:
+            if isinstance(event, End):
                 self._note(event)
                 return self._form.whole(self._pieces, event)
+            self._pieces.append(event)
         raise internal()
 
-    async def _stream(self) -> Response:
+    async def stream(self, headers: Mapping[str, str]) -> Response:
+        """The answer as a stream. :raises ApiError: there is none, as was soon known."""
         first: asyncio.Future[Event] = asyncio.ensure_future(anext(self._events))
         try:
             # For a while, what goes wrong can still be told by a status.
-            if not await self._connected_until(first, self._settings.keep_alive_s):
-                self._answering.cancel()
+            if not await _connected_until(self._request, first, self._settings.keep_alive_s):
+                self.cancel()
                 return Response(status_code=CLIENT_CLOSED)
             if first.done():
                 first.result()
         except BaseException:
-            self._answering.cancel()
+            self.cancel()
             await cancel_tasks(first)
             raise
-        return EventStream(
-            self._sent(first),
-            on_end=self._answering.cancel,
-            stalled_s=self._settings.limits.stalled_s,
-            headers=self._headers,
-        )
+        stalled_s = self._settings.limits.stalled_s
+        return EventStream(self._sent(first), on_end=self.cancel, stalled_s=stalled_s, headers=headers)
 
     async def _sent(self, upcoming: asyncio.Future[Event]) -> AsyncIterator[str]:
         """Server-sent events, and comments while there is nothing to tell."""
@@ -136,15 +112,6 @@ class Exchange:
         finally:
             await cancel_tasks(upcoming)
 
-    async def _connected_until(self, work: asyncio.Future[Any], timeout_s: float | None) -> bool:
-        """Wait for ``work``, or some time; returns whether the client is still there."""
-        gone = asyncio.ensure_future(disconnected(self._request.receive))
-        try:
-            await asyncio.wait({work, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            return work.done() or not gone.done()
-        finally:
-            await cancel_tasks(gone)
-
     def _note(self, end: End) -> None:
         usage = end.usage
         self._log.update(
@@ -163,3 +130,40 @@ class Exchange:
         """What the access log says of this request."""
         facts: dict[str, Any] = self._request.state.log
         return facts
+
+
+def _first(answers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return answers[0]
+
+
+async def whole(
+    request: Request,
+    exchanges: Sequence[Exchange],
+    headers: Mapping[str, str],
+    *,
+    merge: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = _first,
+) -> Response:
+    """Answers as one object.
+
+    :param merge: makes one object of several.
+    :raises ApiError: there is none.
+    """
+    work = asyncio.ensure_future(asyncio.gather(*(exchange.collect() for exchange in exchanges)))
+    try:
+        if not await _connected_until(request, work, None):
+            return Response(status_code=CLIENT_CLOSED)
+        return json_response(merge(work.result()), headers=headers)
+    finally:
+        for exchange in exchanges:
+            exchange.cancel()
+        await cancel_tasks(work)
+
+
+async def _connected_until(request: Request, work: asyncio.Future[Any], timeout_s: float | None) -> bool:
+    """Wait for ``work``, or some time; returns whether the client is still there."""
+    gone = asyncio.ensure_future(disconnected(request.receive))
+    try:
+        await asyncio.wait({work, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return work.done() or not gone.done()
+    finally:
+        await cancel_tasks(gone)

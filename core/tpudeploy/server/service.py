@@ -64,10 +64,28 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text to show, never half a character."""
+class TokenInfo:
+    """One token of an answer, and what the model made of it.
+
+    :param text: what it added to the answer; of a token that is only part of a character, what stands for such.
+    :param logprob: its log-probability.
+    :param top: the likeliest tokens in its place, with theirs.
+    """
 
     text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text to show, never half a character.
+
+    :param tokens: those that it came from, where log-probabilities were asked for.
+    """
+
+    text: str
+    tokens: tuple[TokenInfo, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from tpudeploy.server.errors import unsupported
 _HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prediction", "reasoning_effort", "verbosity", "stream_options",
+        "prediction", "reasoning_effort", "verbosity", "stream_options", "reasoning", "include", "truncation",
+        "max_tool_calls",
     }
 )  # fmt: skip
 """They change nothing of an answer of this model."""
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -52,7 +52,9 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "chat_template": (),
     "documents": ([],),
-    "instructions_ids": (),
+    "background": (False,),
+    "conversation": (),
+    "previous_response_id": (),
 }
 """Values beside null that ask for nothing; any other value would change the answer."""
 
@@ -62,6 +64,8 @@ _INSTEAD = {
     "function_call": "Use tool_choice instead.",
     "modalities": "This model reads and writes text only.",
     "audio": "This model reads and writes text only.",
+    "previous_response_id": "It stores nothing: send the whole conversation as input.",
+    "conversation": "It stores nothing: send the whole conversation as input.",
 }
 
 

@@ -17,7 +17,7 @@ from tpudeploy.launch.loaded import LoadedModel
 from tpudeploy.server.answer_text import AnswerText
 from tpudeploy.server.job import Job, Outcome
 from tpudeploy.server.recorded_generation import RecordedGeneration
-from tpudeploy.server.service import End, Piece, Usage
+from tpudeploy.server.service import End, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Worker:
         try:
             text = AnswerText(self.model, generation, job.question)
             for piece in text.pieces():
-                job.emit(Piece(piece))
+                job.emit(piece)
             result, reason = text.result, text.finish_reason
             if reason is not None:
                 usage = Usage(result.prompt_tokens, result.reused_tokens, len(result.token_ids))

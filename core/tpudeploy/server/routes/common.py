@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tpudeploy.server.bodies import Body, SamplingBody
-from tpudeploy.server.errors import not_found
-from tpudeploy.server.exchange import AnswerForm, Exchange, prompt_log
+from tpudeploy.server.bodies import Body, GeneratingBody, SamplingBody
+from tpudeploy.server.completion_form import merged
+from tpudeploy.server.errors import invalid, not_found
+from tpudeploy.server.exchange import AnswerForm, Exchange, prompt_log, whole
 from tpudeploy.server.service import Question, Service
 from tpudeploy.server.settings import ServerSettings
 from tpudeploy.server.unknown import refuse_what_cannot_be
@@ -82,10 +84,34 @@ class Api:
         self, request: Request, question: Question, form: AnswerForm, *, stream: bool, headers: dict[str, str]
     ) -> Response:
         """Let a question wait for its turn, and respond with its answer. :raises ApiError: there is none."""
-        answering = self.service.submit(question, request.state.client)
-        return await Exchange(request, answering, form, self.settings, headers).respond(stream=stream)
+        exchange = self._exchange(request, question, form)
+        return await (exchange.stream(headers) if stream else whole(request, [exchange], headers))
+
+    async def answer_all(
+        self, request: Request, questions: Sequence[Question], forms: Sequence[AnswerForm], headers: dict[str, str]
+    ) -> Response:
+        """The same for several questions, whose answers make one object."""
+        exchanges: list[Exchange] = []
+        try:
+            for question, form in zip(questions, forms, strict=True):
+                exchanges.append(self._exchange(request, question, form))
+        except BaseException:
+            for exchange in exchanges:
+                exchange.cancel()
+            raise
+        return await whole(request, exchanges, headers, merge=merged)
+
+    def _exchange(self, request: Request, question: Question, form: AnswerForm) -> Exchange:
+        return Exchange(request, self.service.submit(question, request.state.client), form, self.settings)
 
     def log_prompt(self, request: Request, body: Body) -> None:
         """Write what was asked to the log, where that is wanted."""
         if self.settings.log_prompts:
             prompt_log.info("%s", json.dumps({"id": request.state.request_id, **body.model_dump(exclude_unset=True)}))
+
+
+def wants_usage(body: GeneratingBody) -> bool:
+    """Whether a stream is to end with what the answer cost. :raises ApiError: there is to be no stream."""
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options is only allowed with stream.", "stream_options")
+    return bool(body.stream_options and body.stream_options.include_usage)
