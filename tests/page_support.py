@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from typing_extensions import Self
 
 from cli_support import PROGRAM, environment
 
@@ -83,14 +84,16 @@ class Server:
     def kill(self) -> None:
         """End it in the middle of whatever it does."""
         self._process.kill()
-        self.stop()
+        self._process.wait()
 
-    def stop(self) -> None:
-        """Wait until it has ended."""
-        self._process.terminate()
-        self._process.wait(timeout=60)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A second signal, so that an answer that a failed test left behind delays nothing.
+        for _ in range(2):
+            self._process.terminate()
+        self._process.communicate(timeout=60)
 
 
 class Visitor:
