@@ -89,10 +89,10 @@ def test_every_command_works_as_shown(page: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_shows_an_example_as_it_is() -> None:
-    shown = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/how-to/tools.md").read_text(encoding="utf-8"), re.S | re.M
-    )
-    assert shown == [(ROOT / "examples/weather.py").read_text(encoding="utf-8")]
+    page = (ROOT / "docs/how-to/tools.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) == [
+        (ROOT / "examples/weather.py").read_text(encoding="utf-8")
+    ]
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -101,7 +101,7 @@ def everything(
     unit: Literal["C", "F"],
     note: Annotated[Optional[str], "A note"] = None,  # noqa: UP045 - as users write it
     level: Annotated[int, Field(description="0 to 9", ge=0, le=9)] = 3,
-    anything: dict | None = None,  # type: ignore[type-arg]
+    anything: Optional[Annotated[dict, "Any"]] = None,  # type: ignore[type-arg]  # noqa: UP045
     title: str = "",
 ) -> None:
     """All types.
@@ -123,7 +123,7 @@ def test_every_type_has_its_schema() -> None:
             "unit": {"type": "string", "enum": ["C", "F"]},
             "note": {"type": "string", "description": "A note"},
             "level": {"type": "integer", "description": "0 to 9", "minimum": 0, "maximum": 9},
-            "anything": {"type": "object"},
+            "anything": {"type": "object", "description": "Any"},
             "title": {"type": "string"},
         },
         "required": ["text", "number", "on", "names", "more", "unit"],

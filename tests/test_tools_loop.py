@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from threading import Event
 from typing import Any
 
 import pytest
@@ -269,3 +270,14 @@ def test_a_conversation_that_holds_no_result_is_an_error(session: TorchSession) 
     head = len(ByteTemplate().encode(loop._conversation.messages))
     with pytest.raises(SequenceTooLongError):
         finish(loop, "q" * (SEQ - head - 40))
+
+
+def test_ctrl_c_at_the_very_end_of_a_call_runs_nothing(session: TorchSession) -> None:
+    person = Person()
+    loop = loop_of(session, tools(double=double), person)
+    script(session, 'double={"x": 1}')
+    stopped = Event()
+    for reply in loop.ask("q", cancelled=stopped.is_set):
+        list(reply)
+        stopped.set()
+    assert (person.asked, len(loop.pending), len(sent(loop))) == ([], 1, 1)

@@ -118,21 +118,22 @@ class ToolLoop:
             calls = reply.answer.tool_calls
             if not calls or reply.result.finish_reason == "cancelled":
                 return
-            outcomes = self._round(calls, number)
+            outcomes = self._round(calls, number, cancelled)
             self.outcomes += outcomes
             if any(outcome.status is Status.NOT_RUN for outcome in outcomes):
                 self._conversation.add(*_messages(outcomes))
                 return
             reply = self._send(len(outcomes), cancelled)
 
-    def _round(self, calls: Sequence[ToolCall], number: int) -> list[Outcome]:
+    def _round(self, calls: Sequence[ToolCall], number: int, cancelled: Cancelled) -> list[Outcome]:
         """Run the calls of one reply in order. Who is interrupted while being asked leaves no call without a result."""
         outcomes: list[Outcome] = []
+        may_run = number <= self._max_rounds and not cancelled()
         if number > self._max_rounds:
             self._attendant.give_up(self._max_rounds)
         limit = max(SHORTEST_RESULT, min(LONGEST_RESULT, self._conversation.stats.seq_length) // len(calls))
         for call in calls:
-            if number > self._max_rounds or any(outcome.status is Status.NOT_RUN for outcome in outcomes):
+            if not may_run or any(outcome.status is Status.NOT_RUN for outcome in outcomes):
                 outcome = Outcome(call, number, Status.NOT_RUN, error_text("It was not run."))
             else:
                 try:
