@@ -9,6 +9,12 @@ from typing import Any
 import pytest
 
 from cli_support import Done, Terminal, environment, run_cli, run_program
+from tpudeploy.contracts.chat import Message
+from tpudeploy.launch import LaunchRequest, open_target
+from tpudeploy.plugins import registry
+from tpudeploy.runtime.generator import GenerationOptions
+from tpudeploy.settings import Settings
+from tpudeploy.tools.toolbox import load_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ENGLISH, CHINESE = EXAMPLES / "weather.py", EXAMPLES / "weather_zh.py"
@@ -186,3 +192,27 @@ def test_ctrl_c_at_the_question_ends_a_single_question(home: Path) -> None:
         once.type("\x03")
         assert once.wait() == 130
     assert "Traceback" not in once.seen
+
+
+@pytest.mark.parametrize("name", ["chatglm3:demo", "glm4:demo"])
+def test_a_forced_tool_is_called_whatever_was_said(home: Path, name: str) -> None:
+    """As a client does with ``tool_choice``: the prompt begins the call, and the model fills in the arguments."""
+    request = LaunchRequest(model=name, backend="cpu", seq_length=1024)
+    target = open_target(request, Settings(home=home), registry())
+    tools = load_tools([ENGLISH]).schemas
+    with target.load() as model:
+        conversation = model.conversation(tools=tools, options=GenerationOptions())
+        for question in (PARIS, "Hello"):
+            conversation.reset()
+            reply = conversation.send(Message(role="user", content=question), forced_tool="get_weather")
+            assert "".join(reply) == ""
+            call = reply.answer.tool_call
+            assert call is not None and call.arguments is not None
+            assert (call.name, call.arguments["days"]) == ("get_weather", 1)
+            assert set(call.arguments) == {"city", "days"}
+            if question == PARIS:
+                assert call.arguments["city"] == "Paris"
+        again = conversation.send(Message(role="observation", content="{}"))
+        list(again)
+        # The call in history is what the model wrote: most of it need not be computed again.
+        assert again.result.reused_tokens > again.result.prompt_tokens - 60
