@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from os.path import commonprefix
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -42,7 +43,7 @@ class LineEditor(LineReader):
             reserve_space_for_menu=_MENU_ROWS,
             multiline=True,
             prompt_continuation=CONTINUATION,
-            key_bindings=_bindings(),
+            key_bindings=_bindings(commands),
             output=output,
         )
 
@@ -54,7 +55,7 @@ class LineEditor(LineReader):
         return self._session.default_buffer.text.startswith("/")
 
 
-def _bindings() -> KeyBindings:
+def _bindings(commands: Iterable[str]) -> KeyBindings:
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # and not searching the history, which has keys of its own
 
@@ -70,6 +71,19 @@ def _bindings() -> KeyBindings:
     @bindings.add("escape", "enter", filter=typing)
     def newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add("tab", filter=typing)
+    def complete(event: KeyPressEvent) -> None:
+        # At once: prompt_toolkit's own completion comes too late for an Enter that follows it.
+        buffer = event.current_buffer
+        typed = buffer.document.text_before_cursor
+        common = commonprefix([word for word in commands if word.startswith(typed)])  # noqa: RUF071 - words, no paths
+        if typed.startswith("/") and len(common) > len(typed):
+            buffer.insert_text(common[len(typed) :])
+        elif buffer.complete_state:
+            buffer.complete_next()
+        else:
+            buffer.start_completion()
 
     @bindings.add("c-c", filter=typing)
     @bindings.add("<sigint>", filter=typing)
