@@ -20,7 +20,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from tpudeploy.cli.line_history import LineHistory
-from tpudeploy.cli.line_reader import CONTINUATION, PROMPT, LineReader, clean, is_open, unquote
+from tpudeploy.cli.line_reader import CONTINUATION, PROMPT, LineReader, clean, is_open
 
 _MENU_ROWS = 6
 
@@ -49,7 +49,7 @@ class LineEditor(LineReader):
 
     def read(self) -> str:
         """See :meth:`LineReader.read`."""
-        return unquote(clean(self._session.prompt(PROMPT)))
+        return clean(self._session.prompt(PROMPT))
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
