@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import numpy as np
 
 from tpudeploy.contracts.drafter import Draft, Drafter, DraftRun
 from tpudeploy.contracts.dtypes import Array
-from tpudeploy.runtime.token_engine import TokenEngine
+from tpudeploy.runtime.token_engine import Settled, TokenEngine
 
 Propose = Callable[[list[int], int], Sequence[int]]
 """From the sequence so far and the limit to a draft."""
@@ -113,7 +113,7 @@ class TableEngine(TokenEngine):
         self.held += ids
         self._revision += 1
 
-    def settle(self) -> Iterator[int]:
+    def settle(self, wanted: Container[int] = ()) -> Iterator[Settled]:
         raise AssertionError("nothing is ever in doubt")
 
     def forget(self) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.drafting import Propose, Scripted, TableEngine, random_table
 from tests.torch_session import TorchBuffer, open_session, random_decoder, tiny_config
 
+from tpudeploy.contracts.backend import Session
 from tpudeploy.contracts.drafter import Draft, Drafter, DraftRun
 from tpudeploy.contracts.dtypes import Array, DType
 from tpudeploy.contracts.net import Stage
@@ -22,6 +23,7 @@ from tpudeploy.graph.decoder import Decoder
 from tpudeploy.runtime.engine import Engine
 from tpudeploy.runtime.generator import GenerationOptions, GenerationResult, generate
 from tpudeploy.runtime.prompt_lookup import PromptLookup
+from tpudeploy.runtime.rounding import EXACT, Rounding
 from tpudeploy.runtime.sampling import Sampler, SamplingOptions, distribution
 
 torch.set_num_threads(1)
@@ -109,10 +111,11 @@ class CoarseEngine(PricedEngine):
     """Verify passes that round like a chip, only more so: logits and cached rows are off by some thousandths."""
 
     noise = 2e-3
+    presumed = 0.05
 
-    @property
-    def rounding(self) -> float:
-        return 0.05
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._rounding = Rounding(self.presumed)
 
     def verify(self, ids: Sequence[int]) -> Array:
         self._noise = np.random.default_rng(len(self.cache.ids))
@@ -143,7 +146,7 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> N
         result = both(careful, prompt, drafter)
         recomputed += result.drafts.recomputed
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CoarseEngine, "rounding", 0.0)
+            patch.setattr(CoarseEngine, "rounding", EXACT)
             careless.forget()
             flipped += run(careless, prompt, GenerationOptions(drafter=drafter)).token_ids != answer
     assert recomputed > 30, "nothing was ever close"
@@ -183,10 +186,14 @@ def test_what_is_recomputed_is_just_as_without_drafts(decoder: Decoder) -> None:
     drafted.forward(answer[10:11])
     drafted.forward(answer[11:])
     wanted, other = (engine.forward(more, rows=1)[0] for engine in (plain, drafted))
-    assert plain.settled and not drafted.settled
+    assert (plain.pending, drafted.pending) == (0, 14)
     assert not np.array_equal(other, wanted)
-    assert list(drafted.settle()) == [1] * 12 + [16, 3]
-    assert drafted.settled and drafted.cache.ids == plain.cache.ids
+    passes = list(drafted.settle({21 + 12 + 19 - 1}))
+    assert [settled.tokens for settled in passes] == [1] * 12 + [16, 3]
+    assert [settled.last for settled in passes] == [*range(21, 33), 48, 51]
+    assert [settled.logits is not None for settled in passes] == [False] * 13 + [True]
+    assert np.array_equal(passes[-1].logits, wanted)
+    assert drafted.pending == 0 and drafted.cache.ids == plain.cache.ids
     probe = [7]
     assert np.array_equal(plain.forward(probe), drafted.forward(probe))
 
@@ -587,4 +594,4 @@ def test_the_margin_grows_with_type_and_depth(activation: DType) -> None:
     shallow, deep = (
         Engine(open_session(random_decoder(tiny_config(num_layers=layers)), PLAN, activation)) for layers in (1, 4)
     )
-    assert deep.rounding == 2 * shallow.rounding > 0.001
+    assert deep.rounding.margin(drafted=True) == 2 * shallow.rounding.margin(drafted=False) > 0.001

@@ -68,6 +68,11 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
         self._seen = set(prompt_ids)
 
+    @property
+    def greedy(self) -> bool:
+        """See :attr:`SamplingOptions.greedy`."""
+        return self._options.greedy
+
     def sample(self, logits: Array) -> int:
         """Choose a token; it counts as seen from now on.
 

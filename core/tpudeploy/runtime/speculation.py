@@ -27,6 +27,7 @@ class DraftCounts:
     :param verify_passes: those of them that verified a draft.
     :param drafted: tokens of those drafts.
     :param accepted: those of them that were right.
+    :param looks: passes of one token that looked once more at what a verify pass had left open.
     :param recomputed: tokens that were computed once more, to tell two near equals apart.
     """
 
@@ -34,6 +35,7 @@ class DraftCounts:
     verify_passes: int = 0
     drafted: int = 0
     accepted: int = 0
+    looks: int = 0
     recomputed: int = 0
 
 
