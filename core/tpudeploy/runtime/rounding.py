@@ -16,55 +16,52 @@ from tpudeploy.contracts.dtypes import Array
 
 RIVALS = 63
 """Logits below the best whose leads are compared: those that could ever be chosen instead, and of like size."""
-ENOUGH = 24
+ENOUGH = 8
 """Rows after which what was measured replaces what was presumed."""
+MOST = 192
+"""Rows after which no more are compared."""
 SIGMAS = 6.0
-"""How many times the root mean square of the changes seen a lead must be."""
+"""A lead must be so many times the root mean square of the changes that were seen,"""
+OF_LARGEST = 1.5
+"""and so many times the largest."""
 
 
 class Rounding:
-    """Margins for one engine, as shares of the best logit.
+    """The margin of one engine, as a share of the best logit.
 
-    Two kinds of rows are told apart: those of verify passes, and those of decode passes over a cache with rows that
-    came of drafts. The latter differ by what is in the cache alone.
-
-    :param presumed: the margin of both, until enough is measured; 0: nets of any width agree to the last bit.
-    :param least: a margin is never smaller: one unit in the last place of the best logit and of another.
+    :param presumed: the margin until enough is measured; 0: nets of any width agree to the last bit.
+    :param least: it never becomes smaller than this.
     """
 
     def __init__(self, presumed: float, least: float = 0.0) -> None:
         self._presumed = presumed
         self._least = least
-        self._rows = {False: 0, True: 0}
-        self._squares = {False: 0.0, True: 0.0}
+        self._rows = 0
+        self._squares = 0.0
+        self._largest = 0.0
 
-    def margin(self, *, drafted: bool) -> float:
-        """By how much the best logit must lead for the choice to be certain.
+    @property
+    def margin(self) -> float:
+        """By how much the best logit must lead for the choice to be certain."""
+        if self._rows < ENOUGH:
+            return max(self._presumed, OF_LARGEST * self._largest)
+        return max(self._least, SIGMAS * math.sqrt(self._squares / self._rows), OF_LARGEST * self._largest)
 
-        :param drafted: the row is a verify pass's.
-        """
-        kinds = (False, True) if drafted else (False,)
-        return max(self._margin(kind) for kind in kinds)
+    @property
+    def wants_rows(self) -> bool:
+        """Whether more rows should be compared."""
+        return self._presumed > 0 and self._rows < MOST
 
-    def wants(self, *, drafted: bool) -> bool:
-        """Whether more rows of a kind should be compared."""
-        return self._presumed > 0 and self._rows[drafted] < 4 * ENOUGH
-
-    def compare(self, row: Array, settled: Array, *, drafted: bool) -> None:
-        """Learn from logits (vocab,) of the same token, as they were and as they are without drafts."""
+    def compare(self, row: Array, settled: Array) -> None:
+        """Learn from logits (vocab,) of the same token, as they were over a cache with drafted rows, and without."""
         count = min(RIVALS + 1, len(settled))
         top = np.argpartition(-settled, count - 1)[:count]
         best = int(np.argmax(settled))
         change = row[top].astype(np.float64) - settled[top]
         leads = (change - (float(row[best]) - float(settled[best]))) / max(1.0, abs(float(settled[best])))
-        self._rows[drafted] += 1
-        self._squares[drafted] += float(np.square(leads).sum()) / max(count - 1, 1)
-
-    def _margin(self, kind: bool) -> float:
-        rows = self._rows[kind]
-        if rows < ENOUGH:
-            return self._presumed
-        return max(self._least, SIGMAS * math.sqrt(self._squares[kind] / rows))
+        self._rows += 1
+        self._squares += float(np.square(leads).sum()) / max(count - 1, 1)
+        self._largest = max(self._largest, float(np.abs(leads).max()))
 
 
 EXACT = Rounding(0.0)

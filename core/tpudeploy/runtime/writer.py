@@ -65,7 +65,7 @@ class Writer:
         self._drafter = drafter
         self._ends = ends
         self._cancelled = cancelled
-        self._ties = NearTies(engine, self._ids, self._choose, self.counts)
+        self._ties = NearTies(engine, self._ids, self.counts)
         self._speculation: Speculation | None = None
         self._revision: int | None = None  # of the cache, when it last held a beginning of ``_ids`` and nothing else
 
@@ -114,8 +114,8 @@ class Writer:
                 row: Array = engine.forward(ids[start:])[0]
                 if counted and self._speculation is not None:
                     self._speculation.decoded(time.perf_counter() - began)
-                if not self._choose(row, False):
-                    self._spent(self._ties.settle(self._cancelled))
+                if not self._choose(row, self._margin(row)):
+                    self._settle()
                 return
             start = stop
 
@@ -132,7 +132,7 @@ class Writer:
         seconds = time.perf_counter() - began
         accepted, clear = 0, True
         for row, drafted in zip(rows, (*draft.ids, None), strict=True):
-            clear = self._choose(row, True)
+            clear = self._choose(row, self._margin(row, drafted=True))
             if not clear or self._ids[-1] != drafted:
                 break
             accepted += 1
@@ -143,24 +143,25 @@ class Writer:
         if self._speculation is not None:
             self._speculation.verified(draft, accepted, seconds)
         if not clear:
-            self._spent(self._ties.look(self._cancelled))
+            self._settle()
 
-    def _spent(self, passes: int) -> None:
-        """Count passes that brought no token of their own."""
-        self.counts.passes += passes
+    def _settle(self) -> None:
+        """Choose what was too close to tell."""
+        spent = self._ties.settle(lambda row: self._choose(row, 0.0), self._cancelled)
+        self.counts.passes += spent
         if self._speculation is not None:
-            self._speculation.recomputed(passes)
+            self._speculation.recomputed(spent)
 
     @property
     def _ended(self) -> bool:
         return self._ids[-1] in self._ends.stop_ids or len(self._ids) >= self._ends.length
 
-    def _choose(self, row: Array, drafted: bool) -> bool:  # noqa: FBT001 - a callback's
-        """Choose the next token from logits (vocab,); returns whether it could be told.
+    def _margin(self, row: Array, *, drafted: bool = False) -> float:
+        """See :meth:`NearTies.margin`; logits (vocab,) after the last token. Draws are as good by any net."""
+        return self._ties.margin(row, len(self._ids) - 1, drafted=drafted) if self._sampler.greedy else 0.0
 
-        :param drafted: a verify pass computed them.
-        """
-        margin = self._ties.margin(row, drafted=drafted) if self._sampler.greedy else 0.0
+    def _choose(self, row: Array, margin: float) -> bool:
+        """Choose the next token from logits (vocab,); returns whether it could be told."""
         try:
             token = self._sampler.sample_clear(row, margin)
         except BackendError:
