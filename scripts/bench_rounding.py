@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rounding_emulation import Emulation
 
+from rounding_emulation import Emulation
 from synthetic_checkpoint import write_narrow_checkpoint
 from tpudeploy.compile.build import build_bundle
 from tpudeploy.compile.plan import BuildOptions, plan_build

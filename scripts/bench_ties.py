@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from bench_head import answers
 from bench_speculation import COSTS, GROUNDED
-
 from tpudeploy.compile.source import open_source, parse_model
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.graph.reference import StreamedReference

@@ -15,7 +15,7 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class Emulation:
-    """A decoder of ``layers`` layers with random weights: RMS norm, 2 key heads of 4 to 32, SwiGLU of 2.75 times the width."""
+    """A decoder of ``layers`` layers with random weights: RMS norm, two key heads, SwiGLU of 2.75 times the width."""
 
     def __init__(self, layers: int, hidden: int, vocab: int, dtype: torch.dtype, *, seed: int = 0) -> None:
         random = torch.Generator().manual_seed(seed)

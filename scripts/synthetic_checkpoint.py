@@ -90,7 +90,7 @@ def _ends(config: dict[str, object]) -> dict[str, torch.Tensor]:
 
 
 def write_narrow_checkpoint(folder: Path, layers: int, hidden: int, vocab: int, *, seed: int = 0) -> None:
-    """Write a ChatGLM3 checkpoint of one file, of any width, whose activations stay in the range of a trained model's."""
+    """Write a ChatGLM3 checkpoint of one file and any width, whose activations stay in a usual range."""
     head, ffn, random = 32, hidden * 3 // 2, torch.Generator().manual_seed(seed)
     sizes = {"hidden_size": hidden, "num_attention_heads": hidden // head, "kv_channels": head, "ffn_hidden_size": ffn}
     config = COMMON | FAMILIES["chatglm3"] | sizes | {"num_layers": layers, "padded_vocab_size": vocab}

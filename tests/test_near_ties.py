@@ -40,7 +40,7 @@ def known(answer: Sequence[int], prompt_tokens: int, wrong: float, seed: int) ->
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_noise_changes_no_greedy_answer(penalty: float) -> None:
-    """Of any of 40 random prompts; without margins it changes many, and the presumed one costs more than the measured."""
+    """To 40 random prompts; without margins it changes many, and the presumed one costs more than the measured."""
     sampling = SamplingOptions(repetition_penalty=penalty)
     rounding, constant = Rounding(PRESUMED), Rounding(PRESUMED)
     constant.compare = lambda row, settled: None  # type: ignore[method-assign]
@@ -56,7 +56,9 @@ def test_noise_changes_no_greedy_answer(penalty: float) -> None:
             assert result.token_ids == plain.token_ids, trial
             settled[kind is rounding] += result.drafts.settled
         careless = NoisyEngine(table, NOISE, EXACT)
-        flipped += run(careless, prompt, GenerationOptions(drafter=drafter, sampling=sampling)).token_ids != plain.token_ids
+        flipped += (
+            run(careless, prompt, GenerationOptions(drafter=drafter, sampling=sampling)).token_ids != plain.token_ids
+        )
     assert flipped > 5, "the noise would not have mattered"
     assert SIGMAS * NOISE < rounding.margin < PRESUMED / 2
     assert 10 < settled[True] < 0.8 * settled[False]

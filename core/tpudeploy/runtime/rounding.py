@@ -2,7 +2,7 @@
 
 Nets of another width add up the same numbers in another order. What that changes depends on the model's weights, its
 depth and its 16-bit type, so no constant is right for all models. But whenever rows are settled, the same row has been
-computed twice: in the passes that drafts led to, and in those that there would have been without. The logits' difference
+computed twice: in the passes that drafts led to, and in those that there would have been without. How the logits differ
 is just what a margin must cover, and there are dozens of leads to look at in every row.
 """
 
