@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +144,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", default="chatglm3")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th dialogue only")
     options = parser.parse_args()
-    texts = demo_texts(options.family)
+    texts = demo_texts(options.family, options.every)
     print(f"{'rounding':22}{'answers':10}{'leads':10}{'rule':10}tokens  passes  settled recomputed  speed-up")
     for case in CASES:
         for kind in ("grounded", "other"):
@@ -154,7 +156,7 @@ def main() -> None:
                     print(f"{case[0]:22}{kind:10}{leads:10}{rule:10}{_replayed(chosen, case, rule)}", flush=True)
 
 
-def demo_texts(family: str) -> dict[str, list[Text]]:
+def demo_texts(family: str, every: int) -> dict[str, list[Text]]:
     """The dialogues of a demo model up to their last answers."""
     adapter, variant = parse_model(f"{family}:demo", registry())
     source = open_source(adapter, variant, load_settings())
@@ -162,7 +164,7 @@ def demo_texts(family: str) -> dict[str, list[Text]]:
     names = [dialogue["name"] for dialogue in json.loads((folder / "dialogues.json").read_text(encoding="utf-8"))]
     reference = StreamedReference(source.weights())
     texts: dict[str, list[Text]] = {"grounded": [], "other": []}
-    for name, (ids, start) in zip(names, answers(source, folder), strict=True):
+    for name, (ids, start) in islice(zip(names, answers(source, folder), strict=True), 0, None, every):
         logits = np.sort(reference.logits(ids).numpy()[start - 1 : -1], axis=1)
         leads = (logits[:, -1] - logits[:, -2]) / np.maximum(1, np.abs(logits[:, -1]))
         texts["grounded" if name.startswith(GROUNDED) else "other"].append(Text(ids, start, leads))

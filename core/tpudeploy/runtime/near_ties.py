@@ -17,6 +17,8 @@ from tpudeploy.runtime.token_engine import TokenEngine
 
 MOST_ROWS = 48
 """Rows of logits kept to be compared; one has half a megabyte."""
+AHEAD = 64
+"""So many more tokens are reckoned with when it is decided whether to settle before there is a near tie."""
 Choose = Callable[[Array], bool]
 """Chooses the next token for certain from logits (vocab,)."""
 
@@ -49,9 +51,22 @@ class NearTies:
                 self._seen.popitem(last=False)
         return engine.rounding.margin
 
-    def settle(self, choose: Choose, cancelled: Callable[[], bool]) -> int:
-        """Compute the last token anew, and before it every row that came of drafts; then choose.
+    def is_due(self) -> bool:
+        """Whether to settle before decode passes go on, though nothing is close now.
 
+        It costs the passes that are pending. A near tie later costs these as well, and all passes until then.
+        """
+        engine = self._engine
+        pending, rate = engine.pending, engine.rounding.tie_rate
+        if not pending or not rate:
+            return False
+        chance = 1 - (1 - rate) ** AHEAD
+        return pending * (1 - chance) < chance * min(1 / rate, AHEAD / 2)
+
+    def settle(self, choose: Choose | None, cancelled: Callable[[], bool]) -> int:
+        """Compute every row anew that came of drafts, and the last token after them; then choose.
+
+        :param choose: None where there is nothing to choose yet, and the last token has not been computed.
         :returns: passes that this has taken.
         """
         engine, spent = self._engine, 0
@@ -59,12 +74,14 @@ class NearTies:
         passes = engine.settle(frozenset(self._seen))
         while not cancelled():
             settled = next(passes, None)
-            spent += 1
             if settled is None:
-                row: Array = engine.forward(self._ids[-1:])[0]
-                self._compare(len(self._ids) - 1, row)
-                choose(row)
+                if choose is not None:
+                    spent += 1
+                    row: Array = engine.forward(self._ids[-1:])[0]
+                    self._compare(len(self._ids) - 1, row)
+                    choose(row)
                 break
+            spent += 1
             self._counts.recomputed += settled.tokens
             if settled.logits is not None:
                 self._compare(settled.last, settled.logits)

@@ -20,6 +20,8 @@ ENOUGH = 8
 """Rows after which what was measured replaces what was presumed."""
 MOST = 192
 """Rows after which no more are compared."""
+FEW_CHOICES = 50
+"""Without a near tie among so many choices, nothing is known of how often there is one."""
 SIGMAS = 6.0
 """A lead must be so many times the root mean square of the changes that were seen,"""
 OF_LARGEST = 1.5
@@ -39,6 +41,8 @@ class Rounding:
         self._rows = 0
         self._squares = 0.0
         self._largest = 0.0
+        self._choices = 0
+        self._near_ties = 0
 
     @property
     def margin(self) -> float:
@@ -52,6 +56,16 @@ class Rounding:
         """Whether more rows should be compared."""
         return self._presumed > 0 and self._rows < MOST
 
+    @property
+    def tie_rate(self) -> float:
+        """Share of the choices by the present margin that were too close to tell."""
+        return self._near_ties / (self._choices + FEW_CHOICES)
+
+    def chose(self, *, near_tie: bool) -> None:
+        """A choice was made by the margin, or could not be."""
+        self._choices += 1
+        self._near_ties += near_tie
+
     def compare(self, row: Array, settled: Array) -> None:
         """Learn from logits (vocab,) of the same token, as they were over a cache with drafted rows, and without."""
         count = min(RIVALS + 1, len(settled))
@@ -60,6 +74,8 @@ class Rounding:
         change = row[top].astype(np.float64) - settled[top]
         leads = (change - (float(row[best]) - float(settled[best]))) / max(1.0, abs(float(settled[best])))
         self._rows += 1
+        if self._rows == ENOUGH:
+            self._choices = self._near_ties = 0  # they were by another margin
         self._squares += float(np.square(leads).sum()) / max(count - 1, 1)
         self._largest = max(self._largest, float(np.abs(leads).max()))
 

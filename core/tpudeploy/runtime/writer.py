@@ -81,9 +81,10 @@ class Writer:
         """
         before = len(self._ids)
         # What nobody touched since is not compared again: for each token, the whole sequence so far would be.
-        revision = self._engine.revision
+        engine = self._engine
+        revision = engine.revision
         known = before if revision is not None and revision == self._revision else 0
-        start = self._engine.reuse(self._ids, known=known)
+        start = engine.reuse(self._ids, known=known)
         first = self.reused is None
         if self.reused is None:
             self.reused = start
@@ -91,6 +92,9 @@ class Writer:
         if draft is not None:
             self._verify(draft)
         else:
+            if start == before - 1 and not first and self._ties.is_due():
+                self._settle(choosing=False)
+                start = engine.reuse(self._ids)  # less, if it was cancelled
             self._compute(start, counted=not first)
         written = self._ids[before:]
         if written and self._speculation is not None:
@@ -145,9 +149,9 @@ class Writer:
         if not clear:
             self._settle()
 
-    def _settle(self) -> None:
-        """Choose what was too close to tell."""
-        spent = self._ties.settle(lambda row: self._choose(row, 0.0), self._cancelled)
+    def _settle(self, *, choosing: bool = True) -> None:
+        """Choose what was too close to tell, or be prepared for it."""
+        spent = self._ties.settle((lambda row: self._choose(row, 0.0)) if choosing else None, self._cancelled)
         self.counts.passes += spent
         if self._speculation is not None:
             self._speculation.recomputed(spent)
@@ -167,6 +171,8 @@ class Writer:
         except BackendError:
             self._engine.forget()
             raise
+        if margin:
+            self._engine.rounding.chose(near_tie=token is None)
         if token is not None:
             self._ids.append(token)
         return token is not None
