@@ -48,3 +48,19 @@ def test_a_start_reads_a_bundle_once(tmp_path: Path) -> None:
         "file, first start: unpack, load": 2.0,
         "file, every later start": 1.0,
     }
+
+
+def test_emulated_rounding_begins_in_the_cache() -> None:
+    """The same net over the same cache would differ by nothing; what verify passes leave in the cache does."""
+    said = run("bench_rounding.py", "emulate", "--layers", "2", "--quant", "bf16", "--positions", "24")
+    found = dict(re.findall(r"^ +2  (\S+ pass, \S+ cache) +(\S+)", said, re.M))
+    assert set(found) == {"verify pass, same cache", "decode pass, verified cache", "verify pass, verified cache"}
+    assert 0.0005 < float(found["decode pass, verified cache"]) < 0.02
+
+
+def test_near_ties_are_modelled() -> None:
+    """The script itself checks that every answer is the same."""
+    said = run("bench_ties.py", "--every", "20")
+    speeds = re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\d+ +(\d+\.\d+)  ", said, re.M)
+    assert len(speeds) == 24
+    assert all(0.5 < float(speed) < 16 for _, speed in speeds)
