@@ -1,9 +1,9 @@
 """Greedy choices that are too close to tell: made from logits that are what they would be without drafts.
 
 Every row that came of drafts is computed anew for that, in the passes that would have computed it without them. A
-decode pass over the cache as it is would be no cheaper way out: what drafts leave in the cache moves logits no less than
-the verify net itself does, be it one row or a hundred (docs/explanation/speculation.md). Rows that are computed anew have
-been seen before; comparing them tells how far nets really round apart, and so how close is too close.
+decode pass over the cache as it is would be no cheaper way out: what drafts leave in the cache moves logits no less
+than the verify net itself does, be it one row or a hundred (docs/explanation/speculation.md). Rows that are computed
+anew have been seen before; comparing them tells how far nets really round apart, and so how close is too close.
 """
 
 from __future__ import annotations
