@@ -50,12 +50,12 @@ def test_a_start_reads_a_bundle_once(tmp_path: Path) -> None:
     }
 
 
-def test_emulated_rounding_begins_in_the_cache() -> None:
-    """The same net over the same cache would differ by nothing; what verify passes leave in the cache does."""
-    said = run("bench_rounding.py", "emulate", "--layers", "2", "--quant", "bf16", "--positions", "24")
-    found = dict(re.findall(r"^ +2  (\S+ pass, \S+ cache) +(\S+)", said, re.M))
+def test_emulated_rounding_is_felt_through_the_cache() -> None:
+    """Of the same net over another cache; over the same one it would differ by nothing."""
+    said = run("bench_rounding.py", "emulate", "--layers", "8", "--quant", "int8", "--positions", "64")
+    found = dict(re.findall(r"^ +8  (\S+ pass, \S+ cache) +(\S+)", said, re.M))
     assert set(found) == {"verify pass, same cache", "decode pass, verified cache", "verify pass, verified cache"}
-    assert 0.0005 < float(found["decode pass, verified cache"]) < 0.02
+    assert 0.0001 < float(found["decode pass, verified cache"]) < 0.005
 
 
 def test_near_ties_are_modelled() -> None:
