@@ -109,6 +109,11 @@ class Sampler:
                 presence=options.presence_penalty, frequency=options.frequency_penalty, bias=options.logit_bias
             )
 
+    @property
+    def greedy(self) -> bool:
+        """See :attr:`SamplingOptions.greedy`."""
+        return self._options.greedy
+
     def sample(self, logits: Array) -> int:
         """Choose a token; it counts as seen from now on.
 
