@@ -155,14 +155,9 @@ class Answering:
 
     def _calls_as_dict(self) -> dict[str, Any]:
         """Every call with its outcome where there are tools, and first the one that somebody else is to run."""
+        calls = [call.model_dump(mode="json") for call in self._calls]
         if self._loop is not None:
-            calls = [
-                {**outcome.call.model_dump(mode="json"), "round": outcome.round, "status": outcome.status.value}
-                | {"result": outcome.result}
-                for outcome in self._loop.outcomes
-            ]
-        else:
-            calls = [call.model_dump(mode="json") for call in self._calls]
+            calls = [outcome.as_dict() for outcome in self._loop.outcomes]
         first = {"tool_call": self._pending[0].model_dump(mode="json")} if self._pending else {}
         return first | ({"tool_calls": calls} if calls or self._loop else {})
 

@@ -31,7 +31,6 @@ _OUTCOMES = {
     Status.MALFORMED: "the model called {name} in a way that cannot be read: {raw}",
     Status.INVALID: "the model called {name} with wrong arguments: {result}",
     Status.UNKNOWN: "the model called {name}, which is no tool here",
-    Status.NOT_RUN: "{name} was not run",
 }
 
 
@@ -113,11 +112,17 @@ class ToolTerminal(Attendant):
             yield
 
     def tell(self, outcome: Outcome) -> None:
-        """One line of what became of a call."""
+        """One line of what became of a call; why calls are not run was said before."""
+        if outcome.status is Status.NOT_RUN:
+            return
         call = outcome.call
         result = outcome.result if len(outcome.result) <= _SHOWN_RESULT else f"{outcome.result[:_SHOWN_RESULT]}..."
         words = {"name": call.name, "raw": call.raw[:_SHOWN_RESULT], "result": result}
         print_note(f"[{escaped(_OUTCOMES[outcome.status].format_map(words))}]")
+
+    def give_up(self, rounds: int) -> None:
+        """Say how to let the model go on."""
+        print_note(f"(the model asked for tools {rounds} times without an answer; --max-tool-rounds allows more)")
 
 
 def describe(name: str, arguments: Mapping[str, Any]) -> str:

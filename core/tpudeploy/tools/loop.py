@@ -52,13 +52,18 @@ class Outcome:
     """A call, and what became of it.
 
     :param round: 1 for the calls of the first reply.
-    :param result: what the model is told; empty where it is told nothing.
+    :param result: what the model is told.
     """
 
     call: ToolCall
     round: int
     status: Status
-    result: str = ""
+    result: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the call, its round and status, and the result of one that was tried."""
+        said = {} if self.status is Status.NOT_RUN else {"result": self.result}
+        return {**self.call.model_dump(mode="json"), "round": self.round, "status": self.status.value, **said}
 
 
 class Attendant(Protocol):
@@ -73,6 +78,9 @@ class Attendant(Protocol):
 
     def tell(self, outcome: Outcome) -> None:
         """A call is over, or will never run."""
+
+    def give_up(self, rounds: int) -> None:
+        """The model asked for calls once more after so many rounds; they are not run."""
 
 
 class ToolLoop:
@@ -110,19 +118,22 @@ class ToolLoop:
             calls = reply.answer.tool_calls
             if not calls or reply.result.finish_reason == "cancelled":
                 return
-            outcomes = self._round(calls, number)
+            outcomes = self._round(calls, number, cancelled)
             self.outcomes += outcomes
             if any(outcome.status is Status.NOT_RUN for outcome in outcomes):
                 self._conversation.add(*_messages(outcomes))
                 return
             reply = self._send(len(outcomes), cancelled)
 
-    def _round(self, calls: Sequence[ToolCall], number: int) -> list[Outcome]:
+    def _round(self, calls: Sequence[ToolCall], number: int, cancelled: Cancelled) -> list[Outcome]:
         """Run the calls of one reply in order. Who is interrupted while being asked leaves no call without a result."""
         outcomes: list[Outcome] = []
+        may_run = number <= self._max_rounds and not cancelled()
+        if number > self._max_rounds:
+            self._attendant.give_up(self._max_rounds)
         limit = max(SHORTEST_RESULT, min(LONGEST_RESULT, self._conversation.stats.seq_length) // len(calls))
         for call in calls:
-            if number > self._max_rounds or any(outcome.status is Status.NOT_RUN for outcome in outcomes):
+            if not may_run or any(outcome.status is Status.NOT_RUN for outcome in outcomes):
                 outcome = Outcome(call, number, Status.NOT_RUN, error_text("It was not run."))
             else:
                 try:

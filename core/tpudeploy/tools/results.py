@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json
 
 LONGEST_RESULT = 4000
 """Characters of a result at most, where the model can read that many."""
@@ -19,7 +19,7 @@ def result_text(value: object) -> str:
     """
     if isinstance(value, str):
         return value or '""'  # formats may leave out a message without text
-    return json.dumps(to_jsonable_python(value, fallback=str, inf_nan_mode="strings"), ensure_ascii=False)
+    return json.dumps(json.loads(to_json(value, fallback=str, inf_nan_mode="strings")), ensure_ascii=False)
 
 
 def error_text(message: str) -> str:

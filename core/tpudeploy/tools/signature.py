@@ -75,10 +75,11 @@ def _check_type(hint: Any, what: str) -> None:
 
 def _description(hint: Any) -> str:
     """What ``Annotated`` says: a text, or an object that holds one, as pydantic's ``Field`` does."""
-    for said in getattr(hint, "__metadata__", ()):
-        text = said if isinstance(said, str) else getattr(said, "description", getattr(said, "documentation", None))
-        if isinstance(text, str):
-            return " ".join(text.split())
+    for part in (hint, *typing.get_args(hint)):  # Optional[Annotated[...]] too
+        for said in getattr(part, "__metadata__", ()):
+            text = said if isinstance(said, str) else getattr(said, "description", getattr(said, "documentation", None))
+            if isinstance(text, str):
+                return " ".join(text.split())
     return ""
 
 
