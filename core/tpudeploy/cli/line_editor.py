@@ -42,7 +42,7 @@ class LineEditor(LineReader):
             complete_while_typing=Condition(self._is_command),
             reserve_space_for_menu=_MENU_ROWS,
             multiline=True,
-            prompt_continuation=CONTINUATION,
+            prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUATION,
             key_bindings=_bindings(commands),
             output=output,
         )
