@@ -203,14 +203,13 @@ function ofBrowser(app) {
 }
 
 function choices(label, options, chosen, choose) {
-  return html`<div class="field" role="radiogroup" aria-label=${label}>
+  return html`<div class="field" role="group" aria-label=${label}>
     <span>${label}</span>
     <div class="choices">
       ${options.map(
         ([value, text]) => html`<button
           type="button"
-          role="radio"
-          aria-checked=${value === chosen ? "true" : "false"}
+          aria-pressed=${value === chosen ? "true" : "false"}
           @click=${() => choose(value)}
         >
           ${text}
