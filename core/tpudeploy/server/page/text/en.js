@@ -84,6 +84,7 @@ export const english = {
   useKey: "Use key",
   rememberKey: "Remember in this browser",
   keyHelp: "Forgotten when this tab is closed, unless it is remembered. It is sent to this server only.",
+  keyRefused: "The server does not take this key.",
   keyKept: "The key is used from now on.",
   storageOff: "This browser keeps no data for this page: conversations are lost when it is closed.",
   storageFull: "The browser’s storage is full: this conversation is not saved. Export and delete conversations in the settings.",

@@ -83,6 +83,7 @@ export const chinese = {
   useKey: "使用密钥",
   rememberKey: "在此浏览器中记住",
   keyHelp: "如不勾选记住，关闭此标签页后即被清除。密钥只发送给这台服务器。",
+  keyRefused: "服务器不接受此密钥。",
   keyKept: "从现在起使用此密钥。",
   storageOff: "此浏览器不为本页保存数据：关闭页面后对话会丢失。",
   storageFull: "浏览器存储空间已满：这段对话没有保存。请在设置里导出并删除一些对话。",
