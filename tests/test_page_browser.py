@@ -287,6 +287,11 @@ def test_a_tool_call_its_result_by_hand_and_the_answer(english: Visitor) -> None
     page.click(".tool-result button")
     page.wait_for_selector(".message.assistant:nth-child(3)")
     assert english.answer() == "London today: rain, 15 degrees."
+    page.click(".tool-bar :text('Edit')")
+    page.fill(".tool-result textarea", '{"city": "London", "weather": "sunny", "temperature": 21}')
+    page.click(".tool-result button")
+    page.wait_for_selector(".tool-bar .versions:has-text('2/2')")
+    assert english.answer() == "London today: sunny, 21 degrees."
     page.reload()
     page.wait_for_selector(".tool")
     assert page.locator(".tool pre").count() == 2

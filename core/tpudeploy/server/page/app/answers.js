@@ -66,13 +66,14 @@ export class Answers {
     if (!this.running(this.app.current)) this.#answer(this.app.current, node);
   }
 
-  /** Take a tool's result; once every call of the answer has one, the model goes on. */
-  giveResult(node, call, text) {
+  /** Take a tool's result, or a better one; once every call of the answer has one, the model goes on. */
+  giveResult(node, call, text, corrected = null) {
     const conversation = this.app.current;
-    const last = this.app.conversations.path.at(-1);
+    const parent = corrected ? parentOf(conversation, corrected) : this.app.conversations.path.at(-1);
     const fields = { role: "tool", callId: call.id, name: call.name, content: text };
-    const added = addNode(conversation, last, fields);
+    const added = addNode(conversation, parent, fields);
     this.app.toolDrafts.delete(call.id);
+    this.app.editing = null;
     if (openCalls(conversation, node).length) {
       this.app.conversations.save(conversation);
       this.app.changed();

@@ -59,6 +59,7 @@ export const english = {
   answerReady: "The answer is complete.",
   answerFailed: "The answer failed.",
   stopped: "Stopped.",
+  emptyAnswer: "The model had nothing to say.",
   lengthReached: "The limit of tokens was reached: the answer may go on. Raise “Most tokens” in the settings, or ask to continue.",
   rate: "{rate} tokens/s",
   firstToken: "first token {seconds} s",

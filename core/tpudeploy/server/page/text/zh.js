@@ -59,6 +59,7 @@ export const chinese = {
   answerReady: "回答完成。",
   answerFailed: "回答失败。",
   stopped: "已停止。",
+  emptyAnswer: "模型没有给出内容。",
   lengthReached: "已达到 token 上限，回答可能还没有结束。可以在设置里调高“最多 token 数”，或让模型继续。",
   rate: "{rate} token/秒",
   firstToken: "首个 token {seconds} 秒",
