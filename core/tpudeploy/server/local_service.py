@@ -12,6 +12,7 @@ from typing import Any
 from tpudeploy.contracts.chat import Message
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.server import errors
 from tpudeploy.server.fair_queue import FairQueue, QueueFullError
 from tpudeploy.server.job import Job, Outcome
@@ -35,10 +36,18 @@ class LocalService(Service):
     """Answers with one or more loaded models, all of them the same one.
 
     :param models: one a worker; the service closes them.
+    :param store: where the models keep what their caches lose; only told of in metrics.
     """
 
-    def __init__(self, models: Sequence[LoadedModel], limits: Limits, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        limits: Limits,
+        metrics: Metrics | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
         first = models[0]
+        self.store = store
         self._text = first.require_text()
         self._card = ModelCard(
             name=first.model,

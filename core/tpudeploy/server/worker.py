@@ -54,9 +54,12 @@ class Worker:
         self.job = job
         self._jobs.put(job)
 
-    def shared_prefix(self, ids: tuple[int, ...]) -> int:
-        """How many tokens of a prompt it would not have to compute."""
-        return common_prefix(self._cached, ids)
+    def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """How many tokens of a prompt it would not have to compute, and of how many it has just done so.
+
+        What replicas keep together comes back to each of them, but a copy is not as cheap as what is there.
+        """
+        return self.model.engine.shared_prefix(ids), common_prefix(self._cached, ids)
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the job that it has, and free the device; returns whether that was done in time."""
