@@ -327,6 +327,18 @@ def test_calls_in_the_history_hold_json_objects(arguments: str, scripted: Runnin
     refused(scripted, {"model": MODEL, "messages": [*HELLO, {"role": "assistant", "tool_calls": [call]}]})
 
 
+@pytest.mark.parametrize("depth", [70, 300, 900])
+def test_what_is_nested_too_deeply_is_told(depth: int, scripted: RunningServer) -> None:
+    deep = json.loads('{"a":' * depth + "1" + "}" * depth)
+    chat = {"model": MODEL, "messages": HELLO}
+    refused(scripted, {**chat, "tools": [{"type": "function", "function": {"name": "f", "parameters": deep}}]})
+    refused(scripted, {**chat, "response_format": {"type": deep}})
+    tool = {"type": "function", "name": "f", "parameters": deep}
+    refused(scripted, {"model": MODEL, "input": "x", "tools": [tool]}, "/v1/responses")
+    response = scripted.post({"model": MODEL, "input": "x", "metadata": deep, "foo": deep}, "/v1/responses")
+    assert response.status_code in (200, 400)
+
+
 def test_what_changes_nothing_is_accepted(scripted: RunningServer) -> None:
     said(
         scripted, user="me", metadata={"a": "b"}, store=False, service_tier="auto", logit_bias=None, n=1, seed=None,
