@@ -158,7 +158,8 @@ class Writer:
 
     @property
     def _ended(self) -> bool:
-        return self._ids[-1] in self._ends.stop_ids or len(self._ids) >= self._ends.length
+        stops = self._ids[-1] in self._ends.stop_ids or self._sampler.complete
+        return stops or len(self._ids) >= self._ends.length
 
     def _margin(self, row: Array, *, drafted: bool = False) -> float:
         """See :meth:`NearTies.margin`; logits (vocab,) after the last token. Draws are as good by any net."""

@@ -108,9 +108,7 @@ class Api:
     def log_prompt(self, request: Request, body: Body) -> None:
         """Write what was asked to the log, where that is wanted."""
         if self.settings.log_prompts:
-            with suppress(
-                ValueError, RecursionError
-            ):  # nested so deeply that it will be refused
+            with suppress(ValueError, RecursionError):  # nested so deeply that it will be refused
                 said = {"id": request.state.request_id, **body.model_dump(exclude_unset=True)}
                 prompt_log.info("%s", json.dumps(said))
 
