@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.torch_session import make_manifest, tiny_config
 
@@ -38,6 +38,7 @@ def test_plain_names_mean_the_whole_cache() -> None:
     assert nets.net("block_cache_0").stage.cache_length == nets.net("block_kv_0").stage.cache_length == 2048
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40_000))
 def test_any_length_is_served(seq_length: int) -> None:
     config = tiny_config().model_copy(update={"seq_length": seq_length})
