@@ -59,7 +59,7 @@ class Cost:
 
 COSTS = {
     "int8": Cost(LAYERS * 4.015 + 5.173, LAYERS * 4.337 + 5.228),
-    "int4": Cost(LAYERS * 2.133 + 2.711, LAYERS * 2.463 + 2.768),
+    "int4": Cost(LAYERS * 2.133 + 5.173, LAYERS * 2.463 + 5.228),
 }
 """ChatGLM3-6B, sequence length 512, 16 tokens a verify pass: docs/explanation/performance.md."""
 

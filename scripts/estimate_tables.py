@@ -71,18 +71,17 @@ MEASURED = (
     Measured("f16", NetKind.LM_HEAD, _ONE, 9.198),
     *_blocks(
         "int8",
-        {"1x512": 4.015, "8x512": 4.439, "16x512": 4.337, "64x512": 4.618, "128x512": 5.244, "256x512": 9.149}
-        | {"512x0": 17.534},
+        {"1x512": 4.015, "8x512": 4.439, "16x512": 4.337, "64x512": 4.618, "128x512": 5.244, "256x512": 9.072}
+        | {"512x0": 17.236},
     ),
     Measured("int8", NetKind.LM_HEAD, _ONE, 5.173),
     Measured("int8", NetKind.LM_HEAD, Stage(new_tokens=8, cache_length=0), 5.198),
     Measured("int8", NetKind.LM_HEAD, Stage(new_tokens=16, cache_length=0), 5.228),
     *_blocks(
         "int4",
-        {"1x512": 2.133, "8x512": 2.562, "128x512": 4.531, "256x512": 8.766, "512x0": 16.868}
+        {"1x512": 2.133, "8x512": 2.562, "128x512": 4.531, "256x512": 8.689, "512x0": 16.570}
         | {"1x2048": 2.199, "1x8192": 2.444, "128x2048": 4.905, "64x8192": 3.958},
     ),
-    Measured("int4", NetKind.LM_HEAD, _ONE, 2.711),
     *_blocks("int8", {"1x512": 0.404, "128x512": 0.797}, part=LayerPart.ATTENTION, chips=2),
     *_blocks("int8", {"1x512": 1.647, "128x512": 2.110}, part=LayerPart.FFN, chips=2),
     Measured("int8", NetKind.LM_HEAD, _ONE, 2.588, chips=2),

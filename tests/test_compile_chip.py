@@ -22,6 +22,7 @@ from tiny import write_checkpoint
 from tpudeploy.compile import chip_pieces
 from tpudeploy.compile.bmodel import forms
 from tpudeploy.compile.bmodel.coefficients import CoefficientMap, write_coefficients
+from tpudeploy.compile.bmodel.description import read_description
 from tpudeploy.compile.build import BuiltBundle, build_bundle
 from tpudeploy.compile.plan import BuildOptions, BuildPlan, plan_build
 from tpudeploy.compile.toolchain import Toolchain, run_tool
@@ -96,6 +97,17 @@ def test_a_bundle_leaves_no_pieces_behind(module_home: Settings, checkpoint: Pat
     assert names == {"model.bmodel", MANIFEST_NAME}
 
 
+def test_stages_of_a_layer_share_its_weights(module_home: Settings, checkpoint: Path) -> None:
+    """Also one that attends in chunks, which may change the order in which the compiler lays out weights."""
+    chunked = Stage(new_tokens=256, cache_length=0)
+    nets = NetPlan(seq_length=256, prefill=(Stage(new_tokens=16, cache_length=256), chunked), verify=())
+    built = build_bundle(chip_plan(checkpoint, nets=nets), module_home)
+    description = read_description(built.folder / "model.bmodel")
+    assert len(description.names) == 10
+    blocks = {description.binary(item.binary) for item in description.weights}
+    assert len(blocks) == 4  # embedding, two layers, output head
+
+
 @pytest.mark.parametrize("vendor_name", ["W8F16", "W4F16", "F16"])
 def test_short_and_long_way_give_the_same_bytes(
     tmp_path: Path, module_home: Settings, installed_toolchain: Toolchain, checkpoint: Path, vendor_name: str
@@ -123,8 +135,9 @@ def the_long_way(part: Slice, plan: BuildPlan, toolchain: Toolchain, folder: Pat
             (work / path.name).symlink_to(path)
         names = ["--model_name", net.name, "--model_def", f"{net.name}.onnx", "--mlir", f"{net.name}.mlir"]
         run_tool(toolchain, "model_transform", names, cwd=work, log=work / "log")
-        group = ["--q_group_size", "64"] if plan.scheme.weight_bits == 4 else []
-        arguments = ["--mlir", f"{net.name}.mlir", "--quantize", plan.scheme.vendor_name, *group]
+        scheme = plan.scheme.of_kind(net.kind)
+        group = ["--q_group_size", "64"] if scheme.weight_bits == 4 else []
+        arguments = ["--mlir", f"{net.name}.mlir", "--quantize", scheme.vendor_name, *group]
         arguments += ["--quant_input", "--quant_output", "--chip", "bm1684x", "--model", "net.bmodel"]
         run_tool(toolchain, "model_deploy", arguments, cwd=work, log=work / "log")
         pieces.append(work / "net.bmodel")

@@ -40,7 +40,8 @@ VerifyNets = Annotated[
         metavar="SxC,...",
         envvar="TPUDEPLOY_VERIFY_NETS",
         show_default=False,
-        help="Stages that verify drafts, S tokens over a cache of C, or none; without it, 8 over the whole.",
+        help="Stages that verify drafts, S tokens over a cache of C, or none; "
+        "without it, 16 over each cache length of decode.",
     ),
 ]
 Format = Annotated[

@@ -28,7 +28,7 @@ from tpudeploy.compile.slice_builder import (
 )
 from tpudeploy.compile.store import StageStore, stage_key, sweep, unique_work_folder
 from tpudeploy.compile.toolchain import find_toolchain, prepare_kernels
-from tpudeploy.compile.workers import Report, run_all
+from tpudeploy.compile.workers import MixedTasks, Report, run_all
 from tpudeploy.compile.workshop import checked_arrays, slice_digest, temporary_export
 from tpudeploy.contracts.bundle import CompilerInfo, NetProfile
 from tpudeploy.contracts.net import NetSpec
@@ -86,18 +86,20 @@ class ChipSliceBuilder(SliceBuilder):
             random = RandomWeights(work)
             for shape in self.shapes.values():
                 random.expect(shape.graph)
-            # Layers first, as the proof waits for their templates: those are under way when it begins.
-            tasks: list[_Shape | Slice] = [shape for key, shape in self.shapes.items() if key in layers]
-            tasks += [part for part in self.samples.values() if part.layer is not None]
-            tasks += [shape for key, shape in self.shapes.items() if key not in layers]
+            # The proof waits for the templates of layers: those are under way when it begins.
+            layer_tasks: list[_Shape | Slice] = [shape for key, shape in self.shapes.items() if key in layers]
+            layer_tasks += [part for part in self.samples.values() if part.layer is not None]
+            tables: list[_Shape | Slice] = [shape for key, shape in self.shapes.items() if key not in layers]
+            tasks = MixedTasks(layer_tasks, tables, jobs=jobs)
 
-            def run(task: _Shape | Slice, report: Report) -> None:
-                if isinstance(task, Slice):
-                    self._prove(task, weights, report)
-                else:
-                    self._compile(task, random, report)
+            def run(_turn: int, report: Report) -> None:
+                with tasks.take() as task:
+                    if isinstance(task, Slice):
+                        self._prove(task, weights, report)
+                    else:
+                        self._compile(task, random, report)
 
-            run_all(run, tasks, jobs=jobs, progress=progress)
+            run_all(run, range(len(tasks)), jobs=jobs, progress=progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -188,7 +190,8 @@ class ChipSliceBuilder(SliceBuilder):
         arrays, checks = checked_arrays(checked, weights, self.plan.export)
         report(stage_event("export", part.name, "finished", start))
         start = time.monotonic()
-        blocks = write_pieces(part.nets, templates, arrays, self.plan.scheme, folder)
+        scheme = self.plan.scheme.of_kind(part.nets[0].kind)
+        blocks = write_pieces(part.nets, templates, arrays, scheme, folder)
         report(stage_event("quantize", part.name, "finished", start))
         profiles = {name: template.profile for name, template in templates.items() if template.profile is not None}
         return blocks, checks, profiles

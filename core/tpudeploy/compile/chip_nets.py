@@ -18,7 +18,7 @@ from tpudeploy.compile.random_weights import RandomWeights
 from tpudeploy.compile.store import StageStore, stage_key
 from tpudeploy.compile.toolchain import Toolchain, run_tool
 from tpudeploy.contracts.base import digest_json
-from tpudeploy.contracts.net import NetSpec
+from tpudeploy.contracts.net import NetKind, NetSpec
 from tpudeploy.contracts.quant import QuantScheme
 from tpudeploy.errors import CompileError
 from tpudeploy.graph.onnx_builder import OnnxBuilder, save_onnx
@@ -70,7 +70,7 @@ class ChipCompiler:
                 "template": digest_json(template.read_text()),
                 "net": net.name,
                 "weights": weights_digest,
-                "scheme": self.scheme.digest(),
+                "scheme": self.scheme.of_kind(net.kind).digest(),
                 "tools": self.toolchain.version,
             },
             code=_CODE,
@@ -80,16 +80,17 @@ class ChipCompiler:
         """Compile one net the long way; returns the folder of its piece, and whether it was there already."""
 
         def produce(folder: Path) -> None:
-            self.compile(template, net.name, weight_path, folder, log=f"deploy-{net.name}")
+            self.compile(template, net.name, weight_path, folder, kind=net.kind, log=f"deploy-{net.name}")
             keep_only(folder, "net.bmodel", PROFILE_NAME)
 
         return self.store.run(key, produce, what=net.name)
 
-    def compile(self, text: Path, name: str, weight_path: Path, folder: Path, *, log: str) -> None:
-        """Quantize a net and generate its code: ``net.bmodel`` and ``profile.json``, and much else, in ``folder``."""
+    def compile(self, text: Path, name: str, weight_path: Path, folder: Path, *, kind: NetKind, log: str) -> None:
+        """Quantize a net and generate its code: ``net.bmodel``, ``profile.json`` and much else, in ``folder``."""
         _instantiate(text, name, weight_path, folder)
-        group = ["--q_group_size", str(self.scheme.group_size)] if self.scheme.weight_bits == 4 else []
-        arguments = ["--mlir", f"{name}.mlir", "--quantize", self.scheme.vendor_name, *group]
+        scheme = self.scheme.of_kind(kind)
+        group = ["--q_group_size", str(scheme.group_size)] if scheme.weight_bits == 4 else []
+        arguments = ["--mlir", f"{name}.mlir", "--quantize", scheme.vendor_name, *group]
         arguments += ["--quant_input", "--quant_output", "--chip", CHIP, "--model", "net.bmodel"]
         self._run("model_deploy", arguments, folder, log)
         write_profile(folder)

@@ -74,12 +74,13 @@ def _equal(
     for net in nets:
         work = folder / net.name
         work.mkdir()
-        chip.compile(templates[net.name].text, net.name, weight_path, work, log=f"proof-{net.name}")
+        chip.compile(templates[net.name].text, net.name, weight_path, work, kind=net.kind, log=f"proof-{net.name}")
         keep_only(work, "net.bmodel")
         compiled[net.name] = work / "net.bmodel"
     weight_path.unlink()
     arrays = dict(slice_arrays(part, weights, export.config, export.seq_length))
-    if set(split_pieces(compiled, nets, long)) != set(write_pieces(nets, templates, arrays, chip.scheme, short)):
+    scheme = chip.scheme.of_kind(nets[0].kind)
+    if set(split_pieces(compiled, nets, long)) != set(write_pieces(nets, templates, arrays, scheme, short)):
         return False
     # Joining, even of one, writes the description anew: a shortened name leaves no trace.
     for side in (long, short):

@@ -64,17 +64,18 @@ def make_template(
 ) -> tuple[NetTemplate, bool]:
     """Compile a net's shape, and learn what of it depends on weights; also whether that was there already."""
     text, _ = chip.text(net, graph, random)
+    scheme = chip.scheme.of_kind(net.kind)
     key = stage_key(
         "net-template",
-        {"text": chip.text_key(net, graph), "scheme": chip.scheme.digest(), "tools": chip.toolchain.version},
+        {"text": chip.text_key(net, graph), "scheme": scheme.digest(), "tools": chip.toolchain.version},
         code=_CODE,
     )
 
     def produce(folder: Path) -> None:
         weight_path, _ = random.file(graph)
-        chip.compile(text, _LONG_NAME, weight_path, folder, log=f"template-{net.kind.value}-{net.stage}")
+        chip.compile(text, _LONG_NAME, weight_path, folder, kind=net.kind, log=f"template-{net.kind.value}-{net.stage}")
         hollowed = write_hollow(folder / "net.bmodel", folder / HOLLOW_NAME)
-        learnt = _learn(folder / "net.bmodel", hollowed, weight_path, chip.scheme)
+        learnt = _learn(folder / "net.bmodel", hollowed, weight_path, scheme)
         blocks = {digest: _KERNEL_NAME for digest in hollowed.blocks if digest not in hollowed.weights}
         for digest in blocks:
             copy_block(folder / "net.bmodel", hollowed, digest, folder / _KERNEL_NAME)

@@ -41,9 +41,10 @@ class CpuSliceBuilder(SliceBuilder):
 
     def build(self, part: Slice, weights: ModelWeights, report: Report) -> BuiltSlice:
         """Export, check and quantize one slice."""
+        scheme = self.plan.scheme.of_kind(part.nets[0].kind)
         inputs = {
             "slice": slice_digest(part, weights, self.plan.export),
-            "scheme": self.plan.scheme.digest(),
+            "scheme": scheme.digest(),
             "tools": self.compiler.version,
         }
         key = stage_key("cpu-slice", inputs, code=COMPILE_CODE)
@@ -55,7 +56,7 @@ class CpuSliceBuilder(SliceBuilder):
                 start = time.monotonic()
                 graphs = net_graphs(part, self.plan.export)
                 arrays = _stored_arrays(exported.weight_path)
-                names = write_cpu_nets(folder, graphs, arrays, self.plan.scheme, weights_name=f"{part.name}.bin")
+                names = write_cpu_nets(folder, graphs, arrays, scheme, weights_name=f"{part.name}.bin")
             report(stage_event("quantize", part.name, "finished", start))
             write_record(folder, SliceRecord(net_files=names, checks=exported.checks))
 

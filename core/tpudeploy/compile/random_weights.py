@@ -31,6 +31,7 @@ class RandomWeights:
         self._files: dict[str, tuple[Path, dict[str, tuple[int, int]]]] = {}
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._writing: dict[str, threading.Lock] = {}  # one a file: a layer's need not wait for a vocabulary's
 
     def expect(self, graph: OnnxBuilder) -> None:
         """Say that a graph will be :meth:`done` with its file one day."""
@@ -47,8 +48,10 @@ class RandomWeights:
 
     def file(self, graph: OnnxBuilder) -> tuple[Path, dict[str, tuple[int, int]]]:
         """The weight file for a graph, and where in it each array lies."""
+        key = _key(graph)
         with self._lock:
-            key = _key(graph)
+            writing = self._writing.setdefault(key, threading.Lock())
+        with writing:
             if key not in self._files:
                 path = self.folder / f"random_{key[:16]}.npz"
                 self._files[key] = (path, write_weight_file(path, _arrays(graph)).entries)

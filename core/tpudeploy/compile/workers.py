@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from tpudeploy.compile.toolchain.run import stop_running_tools
 from tpudeploy.contracts.decoder import DecoderConfig
@@ -40,6 +43,41 @@ def worker_count(config: DecoderConfig, *, asked: int | None = None) -> int:
 
     by_memory = int(psutil.virtual_memory().available * 0.8) // slice_bytes(config)
     return max(1, min(len(os.sched_getaffinity(0)), by_memory))
+
+
+class MixedTasks(Generic[T]):
+    """Tasks for workers that take one after the other, where not all may be busy with large ones at once.
+
+    The vendor's tools take four bytes a weight and more, and a vocabulary's table has five times a layer's largest
+    matrix: two of those at once decide what a build needs, and it takes no longer if small ones run beside.
+
+    :param small: tasks, in order.
+    :param large: tasks, in order.
+    :param jobs: workers; at most half of them take large tasks.
+    """
+
+    def __init__(self, small: Sequence[T], large: Sequence[T], *, jobs: int) -> None:
+        self._small, self._large = deque(small), deque(large)
+        self._places = max(1, jobs // 2)
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._small) + len(self._large)
+
+    @contextmanager
+    def take(self) -> Iterator[T]:
+        """The next task; waits where only large ones are left and enough of them are under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._small or self._places)
+            large = bool(self._large and self._places)
+            self._places -= large
+            task = (self._large if large else self._small).popleft()
+        try:
+            yield task
+        finally:
+            with self._changed:
+                self._places += large
+                self._changed.notify_all()
 
 
 def run_all(work: Callable[[T, Report], R], items: Sequence[T], *, jobs: int, progress: Progress) -> list[R]:

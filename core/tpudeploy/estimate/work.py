@@ -51,7 +51,7 @@ def net_work(net: NetSpec, nets: NetSet, scheme: QuantScheme) -> Work:
     if net.kind in (NetKind.EMBEDDING, NetKind.EMBEDDING_ONE):
         return Work(weight_bytes=net.stage.new_tokens * config.hidden_size * width)
     if net.kind is NetKind.LM_HEAD:
-        return _head(net, config, scheme)
+        return _head(net, config, scheme.of_kind(net.kind))
     return _block(net, config, scheme)
 
 

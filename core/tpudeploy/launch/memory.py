@@ -10,6 +10,7 @@ from pydantic import computed_field
 from tpudeploy.contracts.base import Value
 from tpudeploy.contracts.decoder import DecoderConfig
 from tpudeploy.contracts.dtypes import DType
+from tpudeploy.contracts.net import NetKind
 from tpudeploy.contracts.net_plan import default_cache_lengths, default_prefill, default_verify
 from tpudeploy.contracts.quant import QuantScheme
 
@@ -50,10 +51,12 @@ def estimate_memory(config: DecoderConfig, scheme: QuantScheme, seq_length: int)
 def _weights_bytes(config: DecoderConfig, scheme: QuantScheme) -> int:
     head = config.vocab_size * config.hidden_size
     attention = config.hidden_size * 2 * (config.q_size + config.kv_size)
-    linear = config.num_layers * (attention + 3 * config.hidden_size * config.ffn_size) + head
-    others = config.parameters - linear - head  # norms and biases
+    linear = config.num_layers * (attention + 3 * config.hidden_size * config.ffn_size)
+    others = config.parameters - linear - 2 * head  # norms and biases
     unquantized = scheme.activation.itemsize_bytes
-    return int(linear * scheme.weight_bytes_per_element) + (head + others) * unquantized
+    quantized = linear * scheme.weight_bytes_per_element
+    quantized += head * scheme.of_kind(NetKind.LM_HEAD).weight_bytes_per_element
+    return int(quantized) + (head + others) * unquantized
 
 
 def _kv_bytes(config: DecoderConfig, scheme: QuantScheme, seq_length: int) -> int:

@@ -151,11 +151,12 @@ def _slice_bytes(part: Slice, config: DecoderConfig, scheme: QuantScheme) -> int
         "lm_head.weight": table,
     }
     plain = scheme.activation.itemsize_bytes
+    quantized = scheme.of_kind(part.nets[0].kind).weight_bytes_per_element
     total = 0.0
     for name in part.weights:
         shape = shapes[name if part.layer is None else name.split(".", 2)[2]]
         linear = len(shape) == 2 and name != "embedding.weight"  # the embedding is never quantized
-        total += math.prod(shape) * (scheme.weight_bytes_per_element if linear else plain)
+        total += math.prod(shape) * (quantized if linear else plain)
     return int(total)
 
 

@@ -51,7 +51,7 @@ def bmodel_bundle(folder: Path, decoder: TinyDecoder, mode: QuantMode, toolchain
                 graph = build_graph(decoder.config, net, nets.seq_length)
                 model = graph.model(net.inputs, net.outputs, location=stored.name, entries=stored.entries)
                 save_onnx(model, work / f"{net.name}.onnx")
-                tools.compile(net.name, quant)
+                tools.compile(net.name, quant.of_kind(net.kind))
         tools.run("model_tool", "--combine", *(f"{net.name}.bmodel" for net in nets.nets), "-o", "model.bmodel")
         shutil.copyfile(work / "model.bmodel", folder / "model.bmodel")
     return tiny_manifest(folder, BundleFormat.BMODEL, nets, quant, {net.name: "model.bmodel" for net in nets.nets})

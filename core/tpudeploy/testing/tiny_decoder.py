@@ -12,7 +12,7 @@ import numpy as np
 
 from tpudeploy.contracts.decoder import AttentionForm, DecoderConfig, GraphForm, MaskForm, RopeLayout
 from tpudeploy.contracts.dtypes import Array, DType, from_storage, to_storage
-from tpudeploy.contracts.net import MASK_VALUE, NetSet, Stage
+from tpudeploy.contracts.net import MASK_VALUE, NetKind, NetSet, Stage
 from tpudeploy.contracts.net_plan import NetPlan, plan_nets
 from tpudeploy.contracts.quant import QuantScheme
 
@@ -171,6 +171,7 @@ def _layer(random: np.random.Generator, config: DecoderConfig) -> dict[str, Arra
 
 
 def _as_stored(name: str, array: Array, quant: QuantScheme) -> Array:
+    quant = quant.of_kind(NetKind.LM_HEAD) if name == "lm_head.weight" else quant
     if quant.weight_bits == DType.F32.itemsize_bytes * 8:
         return array
     linear = array.ndim == 2 and name.endswith(".weight") and name != "embedding.weight"
