@@ -180,6 +180,7 @@ class Serving:
         body = f'{{"model": "{model.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
         print_line(f"{model.title} ({model.quant} on {model.backend.name}{count}) at {url}/v1")
         print_line(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'")
+        print_line(f"  chat in a browser: {url}/")
         sys.stdout.flush()
 
     def _tell_end(self, count: int) -> None:
