@@ -9,11 +9,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from tpudeploy.server.device_watch import DeviceWatch
 from tpudeploy.server.job import Outcome
 
 if TYPE_CHECKING:
-    from tpudeploy.server.local_service import LocalService
+    from tpudeploy.server.local_service import QueueService
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
@@ -46,7 +45,7 @@ class Metrics:
         self.drafted = Counter("draft_tokens", "Drafted tokens that were verified.", **own)
         self.accepted = Counter("draft_tokens_accepted", "Those of them that were right.", **own)
 
-    def watch(self, service: LocalService) -> None:
+    def watch(self, service: QueueService) -> None:
         """Tell of this service's queue, workers and devices too."""
         self.registry.register(_ServiceCollector(service))
 
@@ -78,9 +77,8 @@ class Metrics:
 class _ServiceCollector(Collector):
     """What is looked up when it is asked for."""
 
-    def __init__(self, service: LocalService) -> None:
+    def __init__(self, service: QueueService) -> None:
         self._service = service
-        self._devices = DeviceWatch([worker.model for worker in service.workers])
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing: the registry would ask for everything only to learn the names."""
@@ -101,4 +99,4 @@ class _ServiceCollector(Collector):
             busy.add_metric([worker.name], worker.busy)
             up.add_metric([worker.name], not worker.problem)
         yield from (busy, up)
-        yield from self._devices.gauges()
+        yield from self._service.device_gauges()
