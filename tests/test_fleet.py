@@ -292,7 +292,7 @@ def test_a_bundle_is_found_by_what_it_is_wherever_it_lies(
         (folder / "manifest.json").write_text(content)
     digest = offers._digest(stored)
     assert find_offered(Offer("name", str(tmp_path / "bundle"), digest, "auto"), settings, "box7") == stored
-    with pytest.raises(BundleError, match="what lies in .*bundle is another one"):
+    with pytest.raises(BundleError, match=r"what lies in .*bundle is another one"):
         find_offered(Offer("name", str(tmp_path / "bundle"), "00", "auto"), settings, "box7")
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,6 +22,9 @@ from tpudeploy.server.service import Question
 CHIP = "tpu_bm1684x"
 """The resource of which a machine has one for each chip."""
 _LOCAL = "local"
+_AUTO = "auto"
+_REACH_S = 10.0
+"""How long an address may take to answer."""
 _STORE_BYTES = 100 << 20
 """Ray's shared memory: nothing of size goes through it."""
 _AT_ONCE = 100
@@ -151,8 +155,8 @@ def connect(address: str, *, chips: int) -> Iterator[Cluster]:
     :param chips: of this machine, where it starts one.
     :raises BackendError: it cannot be reached or started.
     """
-    if address == _LOCAL:
-        raise UsageError("--ray-address names a cluster that is there; without it, one is started on this machine.")
+    if address:
+        check_address(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Not in TMPDIR: the paths of its sockets must be short.
@@ -163,6 +167,26 @@ def connect(address: str, *, chips: int) -> Iterator[Cluster]:
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_address(address: str) -> None:
+    """Ray itself would try for minutes. :raises TpuDeployError: no address of a cluster, or nobody is there."""
+    if address == _AUTO:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UsageError(
+            f"{address!r} is no address of a Ray cluster.",
+            hint="It is HOST:PORT, as `ray start --head` told it, or auto on a machine of the cluster.",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "no answer"
+        raise BackendError(
+            f"the Ray cluster at {address} cannot be reached: {reason}.",
+            hint="Start it there with `ray start --head`, and look whether a firewall is between.",
+        ) from error
 
 
 def _own_cluster(folder: str, chips: int) -> dict[str, Any]:
