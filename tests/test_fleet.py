@@ -23,7 +23,7 @@ from tpudeploy.server.fleet import remote_worker as watching
 from tpudeploy.server.fleet import replica as replicas
 from tpudeploy.server.fleet.client import Batch, ReplicaState
 from tpudeploy.server.fleet.offer import Offer, find_offered
-from tpudeploy.server.fleet.opening import fleet_gauges, load_all, remote_workers
+from tpudeploy.server.fleet.opening import fleet_figures, load_all, remote_workers
 from tpudeploy.server.fleet.replica import Replica
 from tpudeploy.server.local_service import QueueService
 from tpudeploy.server.service import End, Event, ModelCard, Piece, Question
@@ -95,7 +95,7 @@ async def fleet(monkeypatch: pytest.MonkeyPatch, *links: Link) -> AsyncIterator[
     workers = remote_workers(links, states, OFFER)
     text = fake_model(ScriptedEngine()).require_text()
     card = ModelCard(MODEL, 0, states[0].seq_length, "none", states[0].backend)
-    service = QueueService(text, card, workers, Limits(), devices=lambda: fleet_gauges(workers))
+    service = QueueService(text, card, workers, Limits(), figures=lambda: fleet_figures(workers))
     service.start()
     try:
         yield service
@@ -151,7 +151,7 @@ def test_two_replicas_answer_at_once_and_keep_their_prefixes(monkeypatch: pytest
             gate.open()
             assert [said for said, _ in await asyncio.gather(*answers)] == ["abcde", "abcde"]
             await until(lambda: service.unfinished == 0)
-            assert service.workers[0].shared_prefix((65, 299, ord("a"))) == 3
+            assert service.workers[0].shared_prefix((65, 299, ord("a"))) == (3, 3)
 
     asyncio.run(check())
 

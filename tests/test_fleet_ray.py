@@ -23,7 +23,7 @@ import httpx
 import openai
 import pytest
 
-from cli_support import PROGRAM, environment, run_program
+from cli_support import PROGRAM, environment, run_cli
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'tpudeploy[ray]'"
@@ -191,7 +191,7 @@ def test_sigterm_ends_everything_that_was_started(api: Api, fleet: Fleet) -> Non
 
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
-    done = run_program(
+    done = run_cli(
         "serve", "chatglm3:demo", "--backend", "cpu", "--engine", "ray", "--ray-address", "127.0.0.1:1",
         "--port", "0", env=environment(tmp_path),
     )  # fmt: skip

@@ -46,16 +46,25 @@ class FleetServing(Serving):
     """
 
     def __init__(
-        self, request: LaunchRequest, replicas: int, address: str, settings: ServerSettings, grace_s: float
+        self,
+        request: LaunchRequest,
+        replicas: int,
+        address: str,
+        settings: ServerSettings,
+        grace_s: float,
+        session_bytes: int | None,
     ) -> None:
-        super().__init__(request, [()] * replicas, settings, grace_s)
+        super().__init__(request, [()] * replicas, settings, grace_s, session_bytes)
         self._address = address
 
     @contextmanager
     def _service(self, listener: socket.socket, *, yes: bool, hub: str) -> Iterator[tuple[QueueService, str]]:
         from tpudeploy.launch.loaded import identity_of
+        from tpudeploy.server.fleet.cluster import check_address
         from tpudeploy.server.fleet.opening import FleetPlan, open_fleet
 
+        if self._address:
+            check_address(self._address)
         target = find_target(self._request, yes=yes, hub=hub)
         text = target.require_text()
         with BuildProgress() as line:
@@ -65,6 +74,6 @@ class FleetServing(Serving):
         where = f"in the Ray cluster at {self._address}" if self._address else "in a Ray cluster of this machine"
         print_note(f"starting {count} replica{'s' if count > 1 else ''} {where}")
         name = f"tpudeploy-{socket.gethostname()}-{listener.getsockname()[1]}"
-        plan = FleetPlan(name, count, self._request.backend, self._address)
+        plan = FleetPlan(name, count, self._request.backend, self._address, self._session_bytes)
         with open_fleet(bundle, text, plan, self._settings.limits) as service:
             yield service, identity_of(bundle).title

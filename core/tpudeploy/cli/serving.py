@@ -112,6 +112,7 @@ class Serving:
 
     :param devices: of each replica.
     :param grace_s: see :func:`tpudeploy.server.serving.serve`.
+    :param session_bytes: host memory for what the models' caches lose; None: what suits this machine; 0: none.
     """
 
     def __init__(
@@ -120,11 +121,13 @@ class Serving:
         devices: Sequence[tuple[int, ...]],
         settings: ServerSettings,
         grace_s: float,
+        session_bytes: int | None = None,
     ) -> None:
         self._request = request
         self._devices = devices
         self._settings = settings
         self._grace_s = grace_s
+        self._session_bytes = session_bytes
 
     def run(self, host: str, port: int, *, yes: bool, hub: str) -> None:
         """Serve until a signal. :raises TpuDeployError: the port is taken, or the model cannot be loaded."""
@@ -150,10 +153,12 @@ class Serving:
     def _service(self, listener: socket.socket, *, yes: bool, hub: str) -> Iterator[tuple[QueueService, str]]:
         """What answers, and the model's name for people."""
         from tpudeploy.server.local_service import LocalService
+        from tpudeploy.server.sessions import keep_sessions
 
         with ExitStack() as loaded:
             models = self._load(loaded, yes=yes, hub=hub)
-            yield LocalService(models, self._settings.limits), models[0].title
+            store = keep_sessions(models, self._session_bytes)
+            yield LocalService(models, self._settings.limits, store=store), models[0].title
             loaded.pop_all()  # the server has closed them, or a device still computes and must not be touched
 
     def _load(self, loaded: ExitStack, *, yes: bool, hub: str) -> list[LoadedModel]:

@@ -23,7 +23,6 @@ class BaseWorker(ABC):
         self.name = name
         self.problem = ""
         self.job: Job | None = None
-        self._cached: tuple[int, ...] = ()
 
     @property
     def idle(self) -> bool:
@@ -54,9 +53,12 @@ class BaseWorker(ABC):
         Called in a thread of its own.
         """
 
-    def shared_prefix(self, ids: tuple[int, ...]) -> int:
-        """How many tokens of a prompt it would not have to compute."""
-        return common_prefix(self._cached, ids)
+    @abstractmethod
+    def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """How many tokens of a prompt it would not have to compute, and of how many it has just done so.
+
+        What is kept in host memory comes back, but a copy is not as cheap as what is there.
+        """
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client.core import GaugeMetricFamily
 
@@ -13,13 +13,12 @@ from tpudeploy.contracts.backend import DeviceInfo
 from tpudeploy.launch.loaded import LoadedModel
 
 _log = logging.getLogger(__name__)
-DeviceGauges = Callable[[], Iterator[GaugeMetricFamily]]
 _FRESH_S = 5.0
 """However often somebody asks, devices are asked no oftener than that."""
 
 
 class DeviceWatch:
-    """Asks the backend, which opens nothing for that. Thread-safe."""
+    """Asks the backend, beside the workers that compute. Thread-safe."""
 
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self._backend = models[0].backend

@@ -6,20 +6,24 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from prometheus_client.core import Metric
 
 from tpudeploy.contracts.chat import Message
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
 from tpudeploy.launch.text import TextTools
+from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.server import errors
 from tpudeploy.server.base_worker import BaseWorker
-from tpudeploy.server.device_watch import DeviceGauges, DeviceWatch
+from tpudeploy.server.device_watch import DeviceWatch
 from tpudeploy.server.fair_queue import FairQueue, QueueFullError
 from tpudeploy.server.job import Job, Outcome
-from tpudeploy.server.metrics import Metrics
+from tpudeploy.server.metrics import Figures, Metrics
 from tpudeploy.server.service import Answering, Health, ModelCard, Question, Service, WorkerHealth
+from tpudeploy.server.sessions import store_figures
 from tpudeploy.server.settings import Limits
 from tpudeploy.server.ticket import Ticket
 from tpudeploy.server.worker import Worker
@@ -39,7 +43,7 @@ class QueueService(Service):
 
     :param text: tokenizer and template of the model that all of them have; texts are encoded here.
     :param workers: the service starts and stops them.
-    :param devices: asked for the figures of their devices, from any thread.
+    :param figures: asked for those of devices and host memory, from any thread.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class QueueService(Service):
         workers: Sequence[BaseWorker],
         limits: Limits,
         *,
-        devices: DeviceGauges,
+        figures: Figures,
         metrics: Metrics | None = None,
     ) -> None:
         self._text = text
@@ -57,7 +61,7 @@ class QueueService(Service):
         self._limits = limits
         self.metrics = metrics or Metrics()
         self.workers = list(workers)
-        self.device_gauges = devices
+        self.figures = figures
         self._queue: FairQueue[Ticket] = FairQueue(limits.queue)
         self._running: dict[Job, Ticket] = {}
         self._answer_s = _ANSWER_S
@@ -105,16 +109,22 @@ class QueueService(Service):
         if len(question.prompt_ids) > self._card.seq_length:
             raise errors.too_long(len(question.prompt_ids), self._card.seq_length, "messages")
         ticket = Ticket(question, client, self._require_loop(), self._limits.timeout_s, self._give_up, self._position)
+        if not self._queue and (worker := self._worker_for(ticket)) is not None:
+            self._begin(ticket, worker)
+        else:
+            self._enqueue(client, ticket)
+        return ticket
+
+    def _enqueue(self, client: str, ticket: Ticket) -> None:
         try:
             dropped = self._queue.put(client, ticket)
         except QueueFullError:
+            ticket.cancel()
             self.metrics.refused.inc()
             raise errors.queue_full(len(self._queue), self._retry_after_s()) from None
         if dropped is not None:
             self.metrics.refused.inc()
             dropped.fail(errors.queue_full(len(self._queue), self._retry_after_s()))
-        self._dispatch()
-        return ticket
 
     def health(self) -> Health:
         """See :meth:`Service.health`."""
@@ -174,14 +184,24 @@ class QueueService(Service):
             )
 
     def _dispatch(self) -> None:
-        """Give waiting tickets to idle workers: each to the one that has computed most of it already."""
+        """Give waiting tickets to idle workers."""
         while any(worker.idle for worker in self.workers) and (ticket := self._queue.take()) is not None:
-            idle = [worker for worker in self.workers if worker.idle]
-            ids = ticket.question.prompt_ids
-            worker = max(idle, key=lambda worker: worker.shared_prefix(ids)) if len(idle) > 1 else idle[0]
-            self._running[ticket.job] = ticket
-            self.metrics.queued_s.observe(ticket.begin())
-            worker.assign(ticket.job)
+            worker = self._worker_for(ticket)
+            if worker is not None:
+                self._begin(ticket, worker)
+
+    def _worker_for(self, ticket: Ticket) -> BaseWorker | None:
+        """Of the idle workers the one that has computed most of a prompt already."""
+        ids = ticket.question.prompt_ids
+        idle = [worker for worker in self.workers if worker.idle]
+        if len(idle) <= 1:
+            return idle[0] if idle else None
+        return max(idle, key=lambda worker: worker.shared_prefix(ids))
+
+    def _begin(self, ticket: Ticket, worker: BaseWorker) -> None:
+        self._running[ticket.job] = ticket
+        self.metrics.queued_s.observe(ticket.begin())
+        worker.assign(ticket.job)
 
     def _report(self, worker: BaseWorker, job: Job, outcome: Outcome) -> None:
         """From a worker's thread."""
@@ -230,9 +250,16 @@ class LocalService(QueueService):
     """Answers with one or more models of this process, all of them the same one.
 
     :param models: one a worker; the service closes them.
+    :param store: where the models keep what their caches lose; only told of in metrics.
     """
 
-    def __init__(self, models: Sequence[LoadedModel], limits: Limits, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        limits: Limits,
+        metrics: Metrics | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
         first = models[0]
         card = ModelCard(
             name=first.model,
@@ -242,8 +269,14 @@ class LocalService(QueueService):
             backend=first.backend.name,
         )
         workers = [Worker(str(index), model) for index, model in enumerate(models)]
-        devices = DeviceWatch(models).gauges
-        super().__init__(first.require_text(), card, workers, limits, devices=devices, metrics=metrics)
+        watch = DeviceWatch(models)
+
+        def figures() -> Iterator[Metric]:
+            if store is not None:
+                yield from store_figures(store.counts)
+            yield from watch.gauges()
+
+        super().__init__(first.require_text(), card, workers, limits, figures=figures, metrics=metrics)
 
 
 _POLL_S = 0.05

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tpudeploy.server.job import Outcome
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+Figures = Callable[[], Iterator[Metric]]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -80,11 +81,11 @@ class _ServiceCollector(Collector):
     def __init__(self, service: QueueService) -> None:
         self._service = service
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         """Nothing: the registry would ask for everything only to learn the names."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Gauges of this moment."""
         waiting = self._service.waiting()
         yield GaugeMetricFamily("tpudeploy_queue_length", "Requests that wait.", sum(waiting.values()))
@@ -99,4 +100,4 @@ class _ServiceCollector(Collector):
             busy.add_metric([worker.name], worker.busy)
             up.add_metric([worker.name], not worker.problem)
         yield from (busy, up)
-        yield from self._service.device_gauges()
+        yield from self._service.figures()

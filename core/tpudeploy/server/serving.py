@@ -97,6 +97,8 @@ async def _run(
     stopped = asyncio.ensure_future(stop.wait())
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S)
+    if serving.done():
+        serving.result()
     told.ready()
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     told.stopping(service.unfinished)

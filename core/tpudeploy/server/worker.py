@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from dataclasses import replace
 
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.runtime.generator import GenerationOptions
+from tpudeploy.runtime.json_constraint import JsonObject
 from tpudeploy.server.answer_text import AnswerText
-from tpudeploy.server.base_worker import BaseWorker, Changed, Report
+from tpudeploy.server.base_worker import BaseWorker, Changed, Report, common_prefix
 from tpudeploy.server.job import Job, Outcome
 from tpudeploy.server.recorded_generation import RecordedGeneration
-from tpudeploy.server.service import End, Usage
+from tpudeploy.server.service import End, Question, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ class Worker(BaseWorker):
     def __init__(self, name: str, model: LoadedModel) -> None:
         super().__init__(name)
         self.model = model
+        self._cached: tuple[int, ...] = ()
         self._report: Report = lambda worker, job, outcome: None
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # Not waited for when the process has to end at once.
@@ -47,6 +51,10 @@ class Worker(BaseWorker):
         """See :meth:`BaseWorker.assign`."""
         self.job = job
         self._jobs.put(job)
+
+    def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """See :meth:`BaseWorker.shared_prefix`."""
+        return self.model.engine.shared_prefix(ids), common_prefix(self._cached, ids)
 
     def stop(self, timeout_s: float) -> bool:
         """See :meth:`BaseWorker.stop`."""
@@ -68,12 +76,20 @@ class Worker(BaseWorker):
     def _answer(self, job: Job) -> Outcome:
         question = job.question
         try:
-            generation = RecordedGeneration(self.model, question.prompt_ids, question.options, job.cancelled.is_set)
+            options = self._options(question)
+            generation = RecordedGeneration(self.model, question.prompt_ids, options, job.cancelled.is_set)
         except TpuDeployError as error:
             return Outcome(error=error)
         failure, problem = self._write(job, generation)
         self._cached = (*question.prompt_ids, *generation.result.token_ids)
         return Outcome(generation.result, generation.token_s, failure, problem)
+
+    def _options(self, question: Question) -> GenerationOptions:
+        if not question.as_json:
+            return question.options
+        text = self.model.require_text()
+        form = JsonObject(text.tokenizer.token_bytes, lead=text.template.answer_lead if question.is_chat else "")
+        return replace(question.options, constraint=form)
 
     def _write(self, job: Job, generation: RecordedGeneration) -> tuple[Exception | None, str]:
         """Generate and emit; returns what went wrong, and whether that was the end of this worker."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tpudeploy.contracts.backend import DeviceInfo
 from tpudeploy.errors import TpuDeployError
+from tpudeploy.runtime.prefix_store import StoreCounts
 from tpudeploy.server.fleet.offer import Offer
 from tpudeploy.server.job import Outcome
 from tpudeploy.server.service import Event, Question
@@ -28,6 +29,7 @@ class ReplicaState:
     :param devices: those that it uses, as they are now.
     :param device_ids: their ids; empty where the backend chose.
     :param held_bytes: their memory that the model takes.
+    :param store: of conversations in its host memory.
     """
 
     node: str
@@ -39,6 +41,7 @@ class ReplicaState:
     devices: tuple[DeviceInfo, ...] = ()
     device_ids: tuple[int, ...] = ()
     held_bytes: int = 0
+    store: StoreCounts | None = None
 
 
 class ReplicaClient(Protocol):

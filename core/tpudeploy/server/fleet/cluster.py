@@ -151,12 +151,10 @@ _SAME = "Every machine of the cluster needs the same Python, Ray and tpudeploy, 
 def connect(address: str, *, chips: int) -> Iterator[Cluster]:
     """A cluster.
 
-    :param address: of one that is there, as Ray writes it; empty starts one on this machine.
+    :param address: of one that is there, checked by :func:`check_address`; empty starts one on this machine.
     :param chips: of this machine, where it starts one.
     :raises BackendError: it cannot be reached or started.
     """
-    if address:
-        check_address(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Not in TMPDIR: the paths of its sockets must be short.

@@ -25,6 +25,7 @@ class Offer:
     :param place: its folder on the machine of the server.
     :param digest: SHA-256 of its manifest, which holds those of every file: equal ones are equal bundles.
     :param backend: a backend's name, or ``auto``: each machine chooses.
+    :param session_bytes: host memory of each replica for conversations; None: see :class:`PrefixStore`.
     :param version: tpudeploy's.
     """
 
@@ -32,13 +33,14 @@ class Offer:
     place: str
     digest: str
     backend: str
+    session_bytes: int | None = None
     version: str = __version__
 
 
-def offer_of(bundle: Bundle, backend: str) -> Offer:
+def offer_of(bundle: Bundle, backend: str, session_bytes: int | None = None) -> Offer:
     """The offer of a bundle of this machine."""
     manifest = (bundle.folder / MANIFEST_NAME).read_bytes()
-    return Offer(bundle.folder.name, str(bundle.folder), hashlib.sha256(manifest).hexdigest(), backend)
+    return Offer(bundle.folder.name, str(bundle.folder), hashlib.sha256(manifest).hexdigest(), backend, session_bytes)
 
 
 def find_offered(offer: Offer, settings: Settings, node: str) -> Path:

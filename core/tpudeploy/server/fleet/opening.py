@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric
 
 from tpudeploy.contracts.bundle import BundleFormat
 from tpudeploy.errors import BackendError, TpuDeployError
@@ -24,6 +24,7 @@ from tpudeploy.server.fleet.offer import Offer, offer_of
 from tpudeploy.server.fleet.remote_worker import RemoteWorker
 from tpudeploy.server.local_service import QueueService
 from tpudeploy.server.service import ModelCard
+from tpudeploy.server.sessions import store_figures, sum_counts
 from tpudeploy.server.settings import Limits
 
 
@@ -35,12 +36,14 @@ class FleetPlan:
     :param replicas: how many, all the same.
     :param backend: a backend's name, or ``auto``: each machine chooses.
     :param address: of a cluster that is there; empty starts one on this machine.
+    :param session_bytes: host memory of each replica for conversations.
     """
 
     name: str
     replicas: int = 1
     backend: str = "auto"
     address: str = ""
+    session_bytes: int | None = None
 
 
 @contextmanager
@@ -57,11 +60,11 @@ def open_fleet(bundle: Bundle, text: TextTools, plan: FleetPlan, limits: Limits)
         if chips:
             cluster.check_chips(plan.replicas * chips, plan.replicas)
         clients = cluster.deploy(plan.name, plan.replicas, chips)
-        offer = offer_of(bundle, plan.backend)
+        offer = offer_of(bundle, plan.backend, plan.session_bytes)
         states = asyncio.run(load_all(clients, offer))
         workers = remote_workers(clients, states, offer)
         card = card_of(bundle, states[0])
-        yield QueueService(text, card, workers, limits, devices=lambda: fleet_gauges(workers))
+        yield QueueService(text, card, workers, limits, figures=lambda: fleet_figures(workers))
 
 
 async def load_all(clients: Sequence[ReplicaClient], offer: Offer) -> list[ReplicaState]:
@@ -90,11 +93,14 @@ def card_of(bundle: Bundle, state: ReplicaState) -> ModelCard:
     return ModelCard(identity.title, int(time.time()), state.seq_length, identity.quant, state.backend)
 
 
-def fleet_gauges(workers: Sequence[RemoteWorker]) -> Iterator[GaugeMetricFamily]:
-    """Figures of the devices of all machines, as they were last told."""
+def fleet_figures(workers: Sequence[RemoteWorker]) -> Iterator[Metric]:
+    """Of the devices of all machines and of their host memory, as they were last told."""
     states = [worker.state for worker in workers]
     devices = {f"{state.node}/{device.id}": device for state in states for device in state.devices}
-    return device_gauges(devices.items(), sum(state.held_bytes for state in states))
+    stores = [state.store for state in states if state.store is not None]
+    if stores:
+        yield from store_figures(sum_counts(stores))
+    yield from device_gauges(devices.items(), sum(state.held_bytes for state in states))
 
 
 def _own_chips(backend: str, form: BundleFormat) -> int:

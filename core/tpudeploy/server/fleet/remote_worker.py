@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from tpudeploy.errors import BackendError, TpuDeployError
-from tpudeploy.server.base_worker import BaseWorker, Changed, Report
+from tpudeploy.server.base_worker import BaseWorker, Changed, Report, common_prefix
 from tpudeploy.server.fleet.client import ReplicaClient, ReplicaState
 from tpudeploy.server.fleet.offer import Offer
 from tpudeploy.server.job import Job, Outcome
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 _WATCH_S = 5.0
 _LOST_S = 1.0
 """How often a replica is looked at: one that answers, and one that was lost."""
+_REMEMBERED = 32
+"""Conversations that a replica is taken to have rows of."""
 _PATIENCE_S = 30.0
 """How long a replica may take to say how it is."""
 
@@ -38,6 +41,7 @@ class RemoteWorker(BaseWorker):
         self._client = client
         self._offer = offer
         self._number = 0
+        self._recent: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
         self._report: Report = lambda worker, job, outcome: None
         self._changed: Changed = lambda worker: None
         self._tasks: set[asyncio.Future[None]] = set()
@@ -61,6 +65,11 @@ class RemoteWorker(BaseWorker):
         number = self._number
         job.on_cancel = lambda: self._begin(self._cancel(number))
         self._begin(self._answer(job, number))
+
+    def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """See :meth:`BaseWorker.shared_prefix`; a guess: the replica may have forgotten some of it since."""
+        shared = [common_prefix(recent, ids) for recent in self._recent]
+        return max(shared, default=0), shared[-1] if shared else 0
 
     def stop(self, timeout_s: float) -> bool:
         """See :meth:`BaseWorker.stop`; a replica that is lost holds nothing."""
@@ -94,9 +103,9 @@ class RemoteWorker(BaseWorker):
             outcome = _lost(f"the replica ended while it answered ({type(error).__name__})")
         outcome = outcome or _lost("the replica broke off")
         if outcome.result is not None:
-            self._cached = (*job.question.prompt_ids, *outcome.result.token_ids)
+            self._recent.append((*job.question.prompt_ids, *outcome.result.token_ids))
         if outcome.worker_problem:
-            self._cached = ()
+            self._recent.clear()
             _log.error("worker %s on %s is lost: %s", self.name, self.state.node, outcome.worker_problem)
         self._report(self, job, outcome)
 
@@ -135,7 +144,7 @@ class RemoteWorker(BaseWorker):
         if problem == self.problem:
             return
         if problem:
-            self._cached = ()
+            self._recent.clear()
             _log.error("worker %s on %s: %s", self.name, self.state.node, problem)
         else:
             _log.info("worker %s on %s answers again", self.name, self.state.node)

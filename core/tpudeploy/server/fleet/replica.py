@@ -14,6 +14,7 @@ from tpudeploy.launch.loaded import LoadedModel
 from tpudeploy.launch.targets import load_bundle
 from tpudeploy.plugins import registry
 from tpudeploy.runtime.bundle_store import Bundle, open_bundle
+from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.runtime.verified_files import VerifiedFiles
 from tpudeploy.server.base_worker import BaseWorker
 from tpudeploy.server.device_watch import DeviceWatch
@@ -21,6 +22,7 @@ from tpudeploy.server.fleet.client import Batch, ReplicaState
 from tpudeploy.server.fleet.offer import Offer, find_offered
 from tpudeploy.server.job import Job, Outcome
 from tpudeploy.server.service import Event, Question
+from tpudeploy.server.sessions import keep_sessions
 from tpudeploy.server.worker import Worker
 from tpudeploy.settings import load_settings
 
@@ -35,6 +37,7 @@ class Replica:
         self._loading = asyncio.Lock()
         self._worker: Worker | None = None
         self._watch: DeviceWatch | None = None
+        self._store: PrefixStore | None = None
         self._events: asyncio.Queue[Event | Outcome] = asyncio.Queue()
         self._cancelled_up_to = 0
         self._running: tuple[int, Job] | None = None
@@ -47,12 +50,12 @@ class Replica:
                     model = await asyncio.to_thread(load_offered, offer, self._node)
                 except TpuDeployError as error:
                     return error
-                self._put_to_work(model)
+                self._put_to_work(model, keep_sessions([model], offer.session_bytes))
         return await self.state()
 
-    def _put_to_work(self, model: LoadedModel) -> None:
+    def _put_to_work(self, model: LoadedModel, store: PrefixStore | None) -> None:
         loop = asyncio.get_running_loop()
-        self._watch = DeviceWatch([model])
+        self._watch, self._store = DeviceWatch([model]), store
         self._worker = Worker("0", model)
 
         def report(worker: BaseWorker, job: Job, outcome: Outcome) -> None:
@@ -75,6 +78,7 @@ class Replica:
             devices=tuple(await asyncio.to_thread(watch.ask)),
             device_ids=worker.devices,
             held_bytes=watch.held_bytes,
+            store=self._store.counts if self._store is not None else None,
         )
 
     async def answer(self, number: int, question: Question) -> AsyncIterator[Batch]:
