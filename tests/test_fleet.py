@@ -39,7 +39,7 @@ class Link:
     def __init__(self, engine: ScriptedEngine) -> None:
         self.replica = Replica()
         self.engine = engine
-        self.cut = False
+        self.cut = self.silent = False
 
     def kill(self) -> None:
         """The replica's process ends, and another one is started in its place."""
@@ -54,10 +54,12 @@ class Link:
 
     async def state(self) -> ReplicaState:
         self._check()
+        await self._wait()
         return await self.replica.state()
 
     async def answer(self, number: int, question: Question) -> AsyncIterator[Batch]:
         self._check()
+        await self._wait()
         async for batch in self.replica.answer(number, question):
             self._check()
             yield batch
@@ -69,6 +71,10 @@ class Link:
     async def close(self, timeout_s: float) -> bool:
         self._check()
         return await self.replica.close(timeout_s)
+
+    async def _wait(self) -> None:
+        while self.silent:
+            await asyncio.sleep(0.005)
 
     def _check(self) -> None:
         if self.cut:
@@ -101,6 +107,8 @@ async def fleet(monkeypatch: pytest.MonkeyPatch, *links: Link) -> AsyncIterator[
         yield service
     finally:
         assert await service.close()
+        await asyncio.sleep(0.1)  # longer than the server takes to look
+        assert not any(link.replica._worker for link in links)
 
 
 def question(tokens: int) -> Question:
@@ -215,6 +223,21 @@ def test_without_any_replica_requests_are_turned_away_until_one_is_back(monkeypa
             link.restart()
             await until(lambda: service.health().ready)
             assert (await text_of(service))[0] == "abcde"
+
+    asyncio.run(check())
+
+
+def test_a_request_does_not_wait_for_a_replica_of_which_nothing_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        monkeypatch.setattr(watching, "_PATIENCE_S", 0.1)
+        link = Link(ScriptedEngine())
+        async with fleet(monkeypatch, link, Link(ScriptedEngine())) as service:
+            link.silent = True
+            with pytest.raises(ApiError, match="device failed"):
+                await text_of(service)
+            assert (await text_of(service))[0] == "abcde"
+            link.silent = False
+            await until(lambda: not any(worker.problem for worker in service.health().workers))
 
     asyncio.run(check())
 

@@ -19,6 +19,7 @@ from tpudeploy.server.fleet.offer import Offer
 from tpudeploy.server.fleet.replica import Replica
 from tpudeploy.server.service import Question
 
+_log = logging.getLogger(__name__)
 CHIP = "tpu_bm1684x"
 """The resource of which a machine has one for each chip."""
 _LOCAL = "local"
@@ -236,6 +237,16 @@ def _quiet() -> None:
     """Ray tells of its own doings; what matters of them is told here."""
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Whatever befalls a process of the cluster, Ray prints on this program's output, with lines of that one's log.
+    import ray._private.worker as inner
+
+    if hasattr(inner, "print_to_stdstream"):
+        inner.print_to_stdstream = _note
+
+
+def _note(data: Mapping[str, Any], *given: Any, **more: Any) -> None:
+    for line in data.get("lines", ()):
+        _log.debug("Ray: %s", line)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ _LOST_S = 1.0
 """How often a replica is looked at: one that answers, and one that was lost."""
 _REMEMBERED = 32
 """Conversations that a replica is taken to have rows of."""
-_PATIENCE_S = 30.0
-"""How long a replica may take to say how it is."""
+_PATIENCE_S = 15.0
+"""How long a replica may take to say how it is; its loop does nothing that takes long."""
 
 
 class RemoteWorker(BaseWorker):
@@ -44,6 +44,8 @@ class RemoteWorker(BaseWorker):
         self._recent: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
         self._report: Report = lambda worker, job, outcome: None
         self._changed: Changed = lambda worker: None
+        self._watching: asyncio.Future[None] | None = None
+        self._answering: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Future[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -56,7 +58,7 @@ class RemoteWorker(BaseWorker):
         """See :meth:`BaseWorker.start`; from the event loop."""
         self._report, self._changed = report, changed
         self._loop = asyncio.get_running_loop()
-        self._begin(self._keep_watch())
+        self._watching = self._begin(self._keep_watch())
 
     def assign(self, job: Job) -> None:
         """See :meth:`BaseWorker.assign`."""
@@ -64,7 +66,7 @@ class RemoteWorker(BaseWorker):
         self._number += 1
         number = self._number
         job.on_cancel = lambda: self._begin(self._cancel(number))
-        self._begin(self._answer(job, number))
+        self._answering = self._begin(self._answer(job, number))
 
     def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
         """See :meth:`BaseWorker.shared_prefix`; a guess: the replica may have forgotten some of it since."""
@@ -81,6 +83,8 @@ class RemoteWorker(BaseWorker):
             return False
 
     async def _stop(self, timeout_s: float) -> bool:
+        if self._watching is not None:
+            self._watching.cancel()  # it would give the model back to a replica that has none
         try:
             return await asyncio.wait_for(self._client.close(timeout_s), timeout_s)
         except Exception as error:  # noqa: BLE001 - in whichever way it is out of reach
@@ -99,6 +103,8 @@ class RemoteWorker(BaseWorker):
                         outcome = event
                     else:
                         job.emit(event)
+        except asyncio.CancelledError:
+            outcome = _lost("the replica cannot be reached")
         except Exception as error:  # noqa: BLE001 - in whichever way it is out of reach
             outcome = _lost(f"the replica ended while it answered ({type(error).__name__})")
         outcome = outcome or _lost("the replica broke off")
@@ -134,6 +140,8 @@ class RemoteWorker(BaseWorker):
             self._set_problem(str(error))
         except Exception as error:  # noqa: BLE001 - in whichever way it is out of reach
             self._set_problem(f"the replica cannot be reached ({type(error).__name__})")
+            if self._answering is not None:
+                self._answering.cancel()  # Ray would wait for another replica, however long
         else:
             if self.problem and state.busy and self.job is None:
                 return  # with what was asked before it was out of reach
@@ -151,10 +159,11 @@ class RemoteWorker(BaseWorker):
         self.problem = problem
         self._changed(self)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _lost(problem: str) -> Outcome:
