@@ -44,6 +44,7 @@ class RemoteWorker(BaseWorker):
         self._recent: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED)
         self._report: Report = lambda worker, job, outcome: None
         self._changed: Changed = lambda worker: None
+        self._stopped = False
         self._watching: asyncio.Future[None] | None = None
         self._answering: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Future[None]] = set()
@@ -65,7 +66,11 @@ class RemoteWorker(BaseWorker):
         self.job = job
         self._number += 1
         number = self._number
-        job.on_cancel = lambda: self._begin(self._cancel(number))
+
+        def tell() -> None:
+            self._begin(self._cancel(number))
+
+        job.on_cancel = tell
         self._answering = self._begin(self._answer(job, number))
 
     def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
@@ -83,6 +88,7 @@ class RemoteWorker(BaseWorker):
             return False
 
     async def _stop(self, timeout_s: float) -> bool:
+        self._stopped = True
         if self._watching is not None:
             self._watching.cancel()  # it would give the model back to a replica that has none
         try:
@@ -104,6 +110,8 @@ class RemoteWorker(BaseWorker):
                     else:
                         job.emit(event)
         except asyncio.CancelledError:
+            if self._stopped:
+                raise
             outcome = _lost("the replica cannot be reached")
         except Exception as error:  # noqa: BLE001 - in whichever way it is out of reach
             outcome = _lost(f"the replica ended while it answered ({type(error).__name__})")
