@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from typing_extensions import Self
 
 from cli_support import PROGRAM, environment
 
@@ -83,14 +84,16 @@ class Server:
     def kill(self) -> None:
         """End it in the middle of whatever it does."""
         self._process.kill()
-        self.stop()
+        self._process.wait()
 
-    def stop(self) -> None:
-        """Wait until it has ended."""
-        self._process.terminate()
-        self._process.wait(timeout=60)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A second signal, so that an answer that a failed test left behind delays nothing.
+        for _ in range(2):
+            self._process.terminate()
+        self._process.communicate(timeout=60)
 
 
 class Visitor:
@@ -98,7 +101,7 @@ class Visitor:
 
     def __init__(self, browser: Browser, url: str, *, width: int = 1280, **options: object) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 800}, **options)  # type: ignore[arg-type]
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(60_000)
         self.url = url
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -120,9 +123,16 @@ class Visitor:
 
     def ask(self, text: str) -> str:
         """Send a message, wait for the whole answer, return its text."""
+        before = self.page.locator(".message").count()
         self.page.fill(".composer-text", text)
         self.page.press(".composer-text", "Enter")
+        self.page.wait_for_selector(f".message:nth-child({before + 2})")
         return self.answer()
+
+    def start_new(self) -> None:
+        """Begin another conversation with the keyboard."""
+        self.page.keyboard.press("Control+k")
+        self.page.wait_for_selector(".welcome")
 
     def answer(self) -> str:
         """The last answer, once it is complete."""
@@ -135,7 +145,7 @@ class Visitor:
 
     def wait_for(self, expression: str) -> None:
         """Wait until JavaScript finds this true. Not wait_for_function: the page's policy forbids its eval."""
-        for _ in range(200):
+        for _ in range(1200):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)

@@ -35,9 +35,8 @@ def home(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[Server]:
-    running = Server(home, home / "server.log", "--port", "0")
-    yield running
-    running.stop()
+    with Server(home, home / "server.log", "--port", "0") as running:
+        yield running
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_a_conversation_from_greeting_to_deletion(english: Visitor) -> None:
     )
     assert english.ask("Hello") == HELLO_EN
     grown = [text for text in dict.fromkeys(piece.strip() for piece in pieces) if text]
-    assert len(grown) > 3, "the answer came in one piece"
+    assert len(grown) > 1, "the answer came in one piece"
     assert all(HELLO_EN.startswith(text) for text in grown)
     stats = page.inner_text(f"{LAST} .stats")
     assert "tokens/s" in stats and "first token" in stats and "out" in stats
@@ -102,7 +101,7 @@ def test_stop_keeps_what_came_and_frees_the_model(english: Visitor) -> None:
         assert not answer.rstrip().endswith("}"), "the whole program came: nothing was stopped"
     assert english.ask("Hello") == HELLO_EN
     # A fenced block that never ended is shown as code all the same; a whole one has colours and a label.
-    page.keyboard.press("Control+k")
+    english.start_new()
     english.ask(LONG)
     assert page.inner_text(f"{LAST} .code-language") == "cpp"
     assert page.locator(f"{LAST} .hljs-keyword").count() > 0
@@ -137,8 +136,7 @@ def test_keys_and_input_methods(english: Visitor) -> None:
     page.wait_for_selector(".edit-text")
     page.keyboard.press("Escape")
     page.wait_for_selector(".edit-text", state="detached")
-    page.keyboard.press("Control+k")
-    page.wait_for_selector(".welcome")
+    english.start_new()
     page.locator(".title").click()
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.className") == "composer-text"
@@ -150,6 +148,7 @@ def test_conversations_are_named_found_exported_and_imported(english: Visitor, t
     page = english.page
     english.ask("Hello")
     page.click(".new-chat")
+    page.wait_for_selector(".welcome")
     english.ask("Thank you")
     assert english.texts(".entry-title") == ["Thank you", "Hello"]
     page.hover(".entry:has-text('Hello')")
@@ -167,23 +166,40 @@ def test_conversations_are_named_found_exported_and_imported(english: Visitor, t
     file = tmp_path / "all.json"
     download.value.save_as(file)
     exported = json.loads(file.read_text(encoding="utf-8"))
-    assert [one["title"] for one in exported["conversations"]] == ["Greeting", "Thank you"]
+    assert [one["title"] for one in exported["conversations"]] == ["Thank you", "Greeting"]
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("text=Delete all")
     page.wait_for_selector(".list-empty")
     page.set_input_files(".file-button input", file)
     page.wait_for_selector(".entry:has-text('Greeting')")
     page.keyboard.press("Escape")
+    page.click(".entry-title:has-text('Greeting')")
+    page.wait_for_selector(".bubble:has-text('Hello')")
     assert english.answer() == HELLO_EN
     page.reload()
     page.wait_for_selector(".entry:has-text('Greeting')")
     page.hover(".entry:has-text('Greeting')")
     page.click(".entry:has-text('Greeting') [aria-label='Delete conversation']")
     page.wait_for_selector(".entry:has-text('Greeting')", state="detached")
-    page.set_input_files(".file-button input", []) if page.locator(".file-button input").count() else None
     page.reload()
     page.wait_for_selector(".entry")
     assert english.texts(".entry-title") == ["Thank you"]
+
+
+def test_another_tab_sees_it_and_a_full_disk_is_told(english: Visitor) -> None:
+    page = english.page
+    other = english.open()
+    english.ask("Hello")
+    other.wait_for_selector(".entry:has-text('Hello')")
+    put = "IDBObjectStore.prototype.put"
+    page.evaluate(f"window.kept = {put}; {put} = () => {{ throw new DOMException('', 'QuotaExceededError') }}; 0")
+    assert english.ask("Thank you") == "You are welcome!"
+    page.wait_for_selector(".banner:has-text('storage is full')")
+    page.evaluate(f"{put} = window.kept; 0")
+    english.ask("Goodbye")
+    page.wait_for_selector(".banner", state="detached")
+    other.click(".entry-title")
+    other.wait_for_selector(".bubble:has-text('Goodbye')")
 
 
 def test_a_file_that_is_no_conversation_is_refused(english: Visitor, tmp_path: Path) -> None:
@@ -213,7 +229,7 @@ def test_chinese_and_dark_by_the_system_and_by_choice(browser: Browser, server: 
     page.wait_for_selector("[placeholder='Write a message']")
     assert page.evaluate(background) != dark
     page.click(".settings-button")
-    page.click("[role=radio]:text('System')")
+    page.click(".choices button:text('System')")
     visitor.wait_for(f"{background} === '{dark}'")
     visitor.close()
 
@@ -230,13 +246,14 @@ def test_settings_reach_the_server(english: Visitor) -> None:
     page.fill("[name=temperature]", "0")
     page.fill("[name=seed]", "7")
     page.click("text=Use for new chats")
+    page.wait_for_selector("dialog .notice")
     page.keyboard.press("Escape")
     english.ask("Hello")
     assert "The limit of tokens was reached" in page.inner_text(LAST)
-    page.keyboard.press("Control+k")
+    english.start_new()
     english.ask("What is the capital of France?")
-    first, second = sent
-    assert first["messages"] == [
+    assert len(sent) == 2
+    assert sent[0]["messages"] == [
         {"role": "system", "content": "Answer in one word."},
         {"role": "user", "content": "Hello"},
     ]
@@ -270,36 +287,14 @@ def test_a_tool_call_its_result_by_hand_and_the_answer(english: Visitor) -> None
     page.click(".tool-result button")
     page.wait_for_selector(".message.assistant:nth-child(3)")
     assert english.answer() == "London today: rain, 15 degrees."
+    page.click(".tool-bar :text('Edit')")
+    page.fill(".tool-result textarea", '{"city": "London", "weather": "sunny", "temperature": 21}')
+    page.click(".tool-result button")
+    page.wait_for_selector(".tool-bar .versions:has-text('2/2')")
+    assert english.answer() == "London today: sunny, 21 degrees."
     page.reload()
     page.wait_for_selector(".tool")
     assert page.locator(".tool pre").count() == 2
-
-
-def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser: Browser, home: Path, server: Server) -> None:
-    locked = Server(home, home / "locked.log", "--port", "0", "--api-key", KEY)
-    visitor = Visitor(browser, locked.url, locale="en-GB")
-    try:
-        page = visitor.page
-        page.wait_for_selector(".error:has-text('needs an API key')")
-        page.fill(".composer-text", "Hello")
-        page.press(".composer-text", "Enter")
-        page.wait_for_selector(".message .error .key-form")
-        page.fill(".message [name=key]", "wrong-key-wrong-key-wrong")
-        page.keyboard.press("Enter")
-        page.wait_for_timeout(300)
-        page.fill(".message [name=key]", KEY)
-        page.keyboard.press("Enter")
-        page.wait_for_selector(f"{LAST} .prose:text('Hello!')")
-        assert visitor.answer() == HELLO_EN
-        page.reload()
-        page.wait_for_selector(".bubble")
-        assert visitor.ask("Thank you") == "You are welcome!"
-        assert page.evaluate("localStorage.getItem('tpudeploy.api-key')") is None
-        other = visitor.open()
-        other.wait_for_selector(".error:has-text('needs an API key')")
-        visitor.close("401")
-    finally:
-        locked.stop()
 
 
 def test_refusals_are_told_where_they_happen(english: Visitor) -> None:
@@ -308,13 +303,16 @@ def test_refusals_are_told_where_they_happen(english: Visitor) -> None:
         {"status": 429, "headers": {"Retry-After": "2"}, "json": {"error": {"message": "Queue full."}}},
         {"status": 400, "json": {"error": {"message": "Too long.", "code": "context_length_exceeded"}}},
         {"status": 500, "json": {"error": {"message": "The device failed."}}},
+        {},
     ]
 
     def refuse(route: Route) -> None:
-        if replies:
-            route.fulfill(**replies.pop(0))  # type: ignore[arg-type]
-        else:
+        if not replies:
             route.continue_()
+        elif reply := replies.pop(0):
+            route.fulfill(**reply)  # type: ignore[arg-type]
+        else:
+            route.abort("internetdisconnected")
 
     page.route("**/v1/chat/completions", refuse)
     page.fill(".composer-text", "Hello")
@@ -324,30 +322,46 @@ def test_refusals_are_told_where_they_happen(english: Visitor) -> None:
     page.click(".error :text('Try again')")
     page.wait_for_selector(".error:has-text('The device failed. (500)')")
     page.click(".error :text('Try again')")
-    page.wait_for_selector(".prose:text('Hello!')")
+    page.wait_for_selector(".error:has-text('cannot be reached')")
+    page.click(".error :text('Try again')")
+    page.wait_for_selector(".prose:has-text('Hello!')")
     assert english.answer() == HELLO_EN
     assert page.locator(".message").count() == 2, "failed attempts with nothing in them leave nothing behind"
     english.complaints[:] = [text for text in english.complaints if "Failed to load resource" not in text]
 
 
-def test_a_server_that_dies_leaves_what_came(browser: Browser, home: Path, server: Server) -> None:
-    mortal = Server(home, home / "mortal.log", "--port", "0")
-    visitor = Visitor(browser, mortal.url, locale="en-GB")
-    page = visitor.page
-    page.fill(".composer-text", LONG)
-    page.press(".composer-text", "Enter")
-    page.wait_for_selector(f"{LAST}[aria-busy=true] .prose :text('C++')")
-    mortal.kill()
-    page.wait_for_selector(f"{LAST} .error:has-text('connection was lost')")
-    assert "C++" in visitor.answer()
-    page.fill(".composer-text", "Hello")
-    page.press(".composer-text", "Enter")
-    page.wait_for_selector(f"{LAST} .error:has-text('cannot be reached')")
-    again = Server(home, home / "again.log", "--port", str(mortal.port))
-    page.click(f"{LAST} .error :text('Try again')")
-    page.wait_for_selector(f"{LAST} .prose:text('I am')")
-    again.stop()
-    visitor.close("ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_SOCKET", "ERR_NETWORK")
+def test_a_server_with_a_key_that_dies_in_the_middle(browser: Browser, home: Path, server: Server) -> None:
+    with Server(home, home / "locked.log", "--port", "0", "--api-key", KEY) as locked:
+        visitor = Visitor(browser, locked.url, locale="en-GB")
+        page = visitor.page
+        page.wait_for_selector(".error:has-text('needs an API key')")
+        page.fill(".composer-text", "Hello")
+        page.press(".composer-text", "Enter")
+        page.wait_for_selector(".message .error .key-form")
+        page.fill(".message [name=key]", "wrong-key-wrong-key-wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".message .error-detail:has-text('Incorrect API key')")
+        page.fill(".message [name=key]", KEY)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"{LAST} .prose:has-text('Hello!')")
+        assert visitor.answer() == HELLO_EN
+        page.reload()
+        page.wait_for_selector(".bubble")
+        assert visitor.ask("Thank you") == "You are welcome!"
+        assert page.evaluate("localStorage.getItem('tpudeploy.api-key')") is None, "the key outlives the tab"
+        other = visitor.open()
+        other.wait_for_selector(".error:has-text('needs an API key')")
+
+        page.fill(".composer-text", LONG)
+        page.press(".composer-text", "Enter")
+        page.wait_for_selector(f"{LAST}[aria-busy=true] .prose :text('C++')")
+        locked.kill()
+        page.wait_for_selector(f"{LAST} .error:has-text('connection was lost')")
+        assert "C++" in visitor.answer()
+        page.fill(".composer-text", "Hello")
+        page.press(".composer-text", "Enter")
+        page.wait_for_selector(f"{LAST} .error:has-text('cannot be reached')")
+    visitor.close("401", "ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_SOCKET", "ERR_NETWORK")
 
 
 def test_a_reload_in_the_middle_keeps_what_came(english: Visitor) -> None:
@@ -382,5 +396,14 @@ def test_a_phone(browser: Browser, server: Server, tmp_path: Path) -> None:
 
 
 WIDE = "\n".join(
-    ("|" + " a-rather-long-heading |" * 9, "|" + "---|" * 9, "|" + " cell |" * 9, "", "```", "x" * 400, "```", "u" * 400)
+    (
+        f"|{' a-rather-long-heading |' * 9}",
+        f"|{'---|' * 9}",
+        f"|{' cell |' * 9}",
+        "",
+        "```",
+        "x" * 400,
+        "```",
+        "u" * 400,
+    )
 )

@@ -218,6 +218,7 @@ def test_an_answer_may_have_to_be_a_json_object(client: openai.OpenAI) -> None:
 def test_plain_completions(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, logprobs=1)
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (5, "length")
+    assert answer.usage.prompt_tokens >= 3  # [gMASK] and sop come before any text
     assert answer.choices[0].logprobs is not None
     assert len(answer.choices[0].logprobs.tokens or ()) <= 5
     stream = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, stream=True)
@@ -403,6 +404,17 @@ def test_other_paths_and_methods_get_error_objects(scripted: RunningServer) -> N
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")
     assert scripted.get("/v1/chat/completions").status_code == 405
     assert "error" in scripted.http.delete("/v1/models").json()
+
+
+def test_the_description_of_the_api_is_what_is_answered(scripted: RunningServer) -> None:
+    document = scripted.get("/openapi.json").json()
+    answering = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    assert {path for path, found in document["paths"].items() if "post" in found} == answering
+    for path in answering:
+        responses = document["paths"][path]["post"]["responses"]
+        assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(responses)
+        assert "422" not in responses
+    assert document["components"]["schemas"]["ChatBody"]["properties"]["model"]["enum"] == [MODEL]
 
 
 def test_what_nobody_foresaw_is_told_without_details(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,11 @@ export class AnswerBody {
     this.#timer = setTimeout(() => requestAnimationFrame(() => this.#draw()), wait);
   }
 
+  /** Whether something that grow was given is not shown yet. */
+  get pending() {
+    return this.#timer !== null && this.#timer !== -1;
+  }
+
   /** Show a text that is complete. */
   finish(text) {
     clearTimeout(this.#timer);
