@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tpudeploy.contracts.chat import Answer, AnswerStream, ChatTemplate, Message, TextStream, Tokenizer, ToolCall
+from tpudeploy.errors import UsageError
 
 ROLES = {"system": 256, "user": 257, "assistant": 258, "observation": 259}
 STOP = 260
@@ -45,7 +46,10 @@ class ByteStream(TextStream):
 
 
 class CallStream(AnswerStream):
-    """An answer ``name()`` on the last line is a call; a line is held back until it is known to be none."""
+    """An answer ``name()`` on the last line is a call, ``one()two()`` are two.
+
+    A line is held back until it is known to be none.
+    """
 
     def __init__(self) -> None:
         self._all = ""
@@ -62,7 +66,8 @@ class CallStream(AnswerStream):
         *lines, last = self._all.split("\n")
         if last.endswith("()"):
             content = "".join(f"{line}\n" for line in lines)
-            return Answer(content=content, tool_call=ToolCall(name=last[:-2], arguments={}, raw=last))
+            calls = [ToolCall(name=name, arguments={}, raw=f"{name}()") for name in last.split("()")[:-1]]
+            return Answer(content=content, tool_calls=tuple(calls))
         return Answer(content=self._all)
 
 
@@ -86,12 +91,16 @@ class ByteTemplate(ChatTemplate):
     def stop_ids(self) -> frozenset[int]:
         return frozenset((STOP,))
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, forced_tool: str | None = None
+    ) -> list[int]:
+        if forced_tool is not None:
+            raise UsageError("this format forces no tools.")
         ids: list[int] = []
         for message in messages:
             tools = json.dumps(message.tools) if message.tools else ""
             ids += [ROLES[message.role], *(message.metadata + message.content + tools).encode()]
         return [*ids, ROLES["assistant"]] if add_generation_prompt else ids
 
-    def answer_stream(self) -> AnswerStream:
+    def answer_stream(self, *, forced_tool: str | None = None) -> AnswerStream:
         return self._stream()

@@ -159,6 +159,8 @@ def test_sampling_is_repeatable_by_its_seed_and_greedy_wins(home: Path) -> None:
     assert ids("--top-p", "0.99", "--seed", "5") == ids("--top-p", "0.99", "--temperature", "1", "--seed", "5")
     assert ids("--top-k", "1") == greedy
     assert ids("--repetition-penalty", "2") != greedy
+    assert ids("--presence-penalty", "2") != greedy
+    assert ids("--frequency-penalty", "2", "--draft", "none") == ids("--frequency-penalty", "2") != greedy
 
 
 @pytest.mark.parametrize(

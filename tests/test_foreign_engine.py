@@ -133,6 +133,11 @@ def test_a_choice_by_the_nets_cannot_be_drawn() -> None:
             with pytest.raises(UsageError, match="give no logits") as raised:
                 generate(engine, PROMPT, GenerationOptions(sampling=options))
             assert "--temperature" in raised.value.hint
+        for options in (SamplingOptions(presence_penalty=1), SamplingOptions(logit_bias={1: 1})):
+            with pytest.raises(UsageError, match="give no logits"):
+                generate(engine, PROMPT, GenerationOptions(sampling=options))
+        with pytest.raises(UsageError, match="no log-probabilities"):
+            generate(engine, PROMPT, GenerationOptions(logprobs=0))
 
 
 def test_short_continuations_go_step_by_step_and_long_ones_anew() -> None:

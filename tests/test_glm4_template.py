@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glm4_files import small_tokenizer
 from shared_data import shared_json, shared_path
-from tpudeploy.contracts.chat import ChatTemplate, Message, Role, Tokenizer
+from tpudeploy.contracts.chat import Answer, ChatTemplate, Message, Role, Tokenizer, ToolCall
 from tpudeploy.contracts.dtypes import DType
 from tpudeploy.contracts.quant import QuantMode
 from tpudeploy.errors import UsageError
@@ -245,3 +245,69 @@ def test_activations_are_bf16_and_weights_int8_by_default() -> None:
     template: ChatTemplate = ADAPTER.chat_template(small())
     assert template.encode([])
     assert (ADAPTER.half, ADAPTER.default_quant) == (DType.BF16, QuantMode.INT8)
+
+
+QUESTION = Message(role="user", content="北京今天天气怎么样？")
+
+
+def test_a_written_call_is_the_authors_own() -> None:
+    chats = shared_json("golden", "glm4_tokenizer.json")["chats"]
+    calls = {m["content"] for chat in chats for m in chat["messages"] if m.get("metadata") == "get_weather"}
+    message = ADAPTER.chat_template(published_tokenizer()).tool_call_message("get_weather", {"city": "北京", "days": 1})
+    assert (message.role, message.metadata) == ("assistant", "get_weather")
+    assert message.content in calls
+
+
+@pytest.mark.parametrize("is_0414", [False, True])
+def test_a_forced_tool_is_the_beginning_of_its_call(is_0414: bool) -> None:
+    for tokenizer in (small(is_0414=is_0414), published_tokenizer()):
+        template = ADAPTER.chat_template(tokenizer)
+        call = template.tool_call_message("get_weather", {"city": "北京"})
+        forced = template.encode([QUESTION], forced_tool="get_weather")
+        assert template.encode([QUESTION, call], add_generation_prompt=False)[: len(forced)] == forced
+        assert forced[: len(template.encode([QUESTION]))] == template.encode([QUESTION])
+
+
+@pytest.mark.parametrize("name", ["", " f", "a\nb", "a\rb", "a\x00", "a\u2029b", "\ud800"])
+def test_what_cannot_stand_on_the_line_of_a_role_is_no_tools_name(name: str) -> None:
+    template = ADAPTER.chat_template(small())
+    with pytest.raises(UsageError, match="cannot be the name of a tool"):
+        template.encode([QUESTION], forced_tool=name)
+    with pytest.raises(UsageError, match="cannot be the name of a tool"):
+        template.tool_call_message(name, {})
+    with pytest.raises(UsageError, match="function with a name"):
+        written([Message(role="system", content="", tools=({"name": name},))])
+
+
+INJECTIONS = st.lists(
+    st.sampled_from([*SPECIAL_TOKENS, "```", "\n", "## ", "f", "'", '"']),
+    max_size=8,
+).map("".join)
+
+
+@pytest.mark.parametrize("is_0414", [False, True])
+@given(name=INJECTIONS, value=INJECTIONS, key=INJECTIONS, result=INJECTIONS)
+@settings(max_examples=100, deadline=None)
+def test_nothing_in_a_tool_dialogue_forges_a_role(is_0414: bool, name: str, value: str, key: str, result: str) -> None:
+    tokenizer = small(is_0414=is_0414)
+    template, special = ADAPTER.chat_template(tokenizer), tokenizer.special_ids
+    name = name.replace("\n", "").strip() or "f"
+    parameters = {"properties": {key: {"description": result}}}
+    tool = {"type": "function", "function": {"name": name, "description": value, "parameters": parameters}}
+    call = template.tool_call_message(name, {key: value})
+    messages = [
+        Message(role="system", content="", tools=(tool,)),
+        Message(role="user", content=value + "?"),
+        call,
+        Message(role="observation", content=result + "."),
+    ]
+    expected = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|assistant|>"]
+    for forced in (None, name):
+        ids = template.encode(messages, forced_tool=forced)
+        found = [token_id for token_id in ids if token_id in special.values()]
+        assert found == [special[role] for role in expected]
+    stream = template.answer_stream(forced_tool=name)
+    stream.push(call.content)
+    assert stream.finish() == Answer(
+        content="", tool_calls=(ToolCall(name=name, arguments={key: value}, raw=call.content),)
+    )

@@ -13,7 +13,7 @@ from tests.torch_session import TorchSession, open_session, random_decoder, tiny
 from tpudeploy.contracts.chat import Answer, AnswerStream, Message, ToolCall
 from tpudeploy.contracts.net import Stage
 from tpudeploy.contracts.net_plan import NetPlan
-from tpudeploy.errors import BackendError, SequenceTooLongError
+from tpudeploy.errors import BackendError, SequenceTooLongError, UsageError
 from tpudeploy.graph.decoder import Decoder
 from tpudeploy.runtime.conversation import Conversation
 from tpudeploy.runtime.engine import Engine
@@ -130,6 +130,29 @@ def test_tool_calls(engine: Engine, session: TorchSession) -> None:
         Message(role="observation", content="12:00"),
         assistant("noon"),
     )
+
+
+def test_several_calls_and_their_results(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine, stream=CallStream, tools=[{"name": "now"}])
+    say(session, "now()here()")
+    reply = chat.ask("q")
+    assert "".join(reply) == ""
+    assert [call.name for call in reply.answer.tool_calls] == ["now", "here"]
+    say(session, "noon at home")
+    results = [Message(role="observation", content=text) for text in ("12:00", "home")]
+    assert "".join(chat.send(*results)) == "noon at home"
+    assert chat.messages[2:] == (
+        Message(role="assistant", content="now()", metadata="now"),
+        Message(role="assistant", content="here()", metadata="here"),
+        *results,
+        assistant("noon at home"),
+    )
+    assert chat.stats.turns == 2
+
+
+def test_a_format_that_forces_no_tools_says_so(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="forces no tools"):
+        converse(engine).send(user("q"), forced_tool="now")
 
 
 def turn(number: int) -> tuple[str, str]:
@@ -310,6 +333,28 @@ def test_a_reply_without_a_conversation(engine: Engine, session: TorchSession) -
     assert reply.shown == "" and "".join(reply) == "hello" == reply.shown
     reply.close()
     assert reply.result.finish_reason == "stop"
+
+
+def test_which_text_a_token_brought(engine: Engine, session: TorchSession) -> None:
+    """Tokens that complete no character bring none; what is held back comes with the token that settles it."""
+    say(session, "h€\nx€")
+    reply = converse(engine, stream=CallStream).ask("hi")
+    steps = list(reply.tokens())
+    brought = [step.text for step in steps]
+    assert brought == ["", "", "", "", "h€\n", "", "", "", "", "x€"]
+    assert [step.event.token_id for step in steps if step.event] == list("h€\nx€".encode())
+    assert [step.event is None for step in steps] == [False] * 9 + [True]
+    assert reply.answer.content == reply.shown == "h€\nx€"
+
+
+def test_tokens_and_pieces_are_one_iteration(engine: Engine, session: TorchSession) -> None:
+    say(session, "hello")
+    reply = converse(engine).ask("hi")
+    assert next(reply) == "h"
+    assert next(reply.tokens()).text == "e"
+    assert "".join(reply) == "llo"
+    assert list(reply.tokens()) == []
+    assert reply.answer.content == "hello"
 
 
 def test_the_demo_model_talks() -> None:

@@ -316,6 +316,46 @@ def test_the_repetition_penalty_sees_prompt_and_answer(decoder: Decoder, ids: li
     assert len({*ids[:10], *result.token_ids}) == len(set(ids[:10])) + 30
 
 
+def test_penalties_see_the_answer_alone(decoder: Decoder, ids: list[int]) -> None:
+    sampling = SamplingOptions(presence_penalty=2.0, frequency_penalty=2.0)
+    result = run(new_engine(decoder), ids[:10], GenerationOptions(max_new_tokens=30, sampling=sampling))
+    answer: list[int] = []
+    for _ in range(30):
+        logits = reference_logits(decoder, [*ids[:10], *answer])[-1].astype(np.float64)
+        for token in set(answer):
+            logits[token] -= 2 + 2 * answer.count(token)
+        answer.append(int(np.argmax(logits)))
+    assert list(result.token_ids) == answer
+    assert len(set(answer)) < 30 or set(answer) & set(ids[:10])
+
+
+def test_logprobs(decoder: Decoder, ids: list[int]) -> None:
+    generation = generate(new_engine(decoder), ids[:30], GenerationOptions(max_new_tokens=8, logprobs=5))
+    said: list[int] = []
+    for event in generation:
+        logits = torch.from_numpy(reference_logits(decoder, [*ids[:30], *said])[-1])
+        values, tokens = torch.log_softmax(logits, dim=0).topk(5)
+        assert event.logprobs is not None
+        assert [token for token, _ in event.logprobs.top] == tokens.tolist()
+        assert [value for _, value in event.logprobs.top] == pytest.approx(values.tolist(), abs=1e-3)
+        assert event.logprobs.top[0] == (event.token_id, event.logprobs.chosen)
+        said.append(event.token_id)
+    plain = generate(new_engine(decoder), ids[:30], GenerationOptions(max_new_tokens=1))
+    assert [event.logprobs for event in plain] == [None]
+
+
+@pytest.mark.parametrize("count", [-1, 21, 1.0, True])
+def test_logprobs_out_of_range(count: int) -> None:
+    with pytest.raises(UsageError, match="logprobs must be a whole number from 0 to 20"):
+        GenerationOptions(logprobs=count)
+
+
+def test_a_bias_for_a_token_that_there_is_not(decoder: Decoder, ids: list[int]) -> None:
+    options = GenerationOptions(sampling=SamplingOptions(logit_bias={100: 1, 101: 1}))
+    with pytest.raises(UsageError, match="names token 101, but this model's ids end with 100"):
+        generate(new_engine(decoder), ids[:3], options)
+
+
 def test_a_nan_does_not_outlive_its_generation(decoder: Decoder, ids: list[int]) -> None:
     engine = new_engine(decoder, 0)
     run(engine, ids[:40], GenerationOptions(max_new_tokens=1))

@@ -161,6 +161,114 @@ def test_the_penalty_comes_before_the_temperature() -> None:
     assert sampler.sample(logits) in range(3)
 
 
+def test_presence_and_frequency_penalties_by_hand() -> None:
+    logits = np.array([2.0, 1.75, -1.0, 1.5], dtype=np.float32)
+    once = Sampler(SamplingOptions(presence_penalty=0.375), [1])
+    # The prompt does not count, and a second time costs no more: 2, 1.75, then 1.625 beside 1.375 again and again.
+    assert [once.sample(logits) for _ in range(4)] == [0, 1, 0, 0]
+    each = Sampler(SamplingOptions(frequency_penalty=0.375), [1])
+    # 2 | 1.75, 1.625 | 1.625, 1.5 | 1.5 (the third), 1.375, 1.25
+    assert [each.sample(logits) for _ in range(5)] == [0, 1, 0, 3, 1]
+    rewarded = Sampler(SamplingOptions(presence_penalty=-2.0, logit_bias={2: 2.875, 3: -100.0}))
+    # -1 + 2.875 = 1.875 never beats 2, which then counts as 4.
+    assert [rewarded.sample(logits) for _ in range(3)] == [0, 0, 0]
+    assert Sampler(SamplingOptions(logit_bias={2: 3.125})).sample(logits) == 2
+    assert logits.tolist() == [2.0, 1.75, -1.0, 1.5]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    presence=st.integers(-16, 16).map(lambda n: n / 8),
+    frequency=st.integers(-16, 16).map(lambda n: n / 8),
+    bias=st.dictionaries(st.integers(0, 9), st.integers(-800, 800).map(lambda n: n / 8), max_size=4),
+    repetition=st.sampled_from([1.0, 2.0, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_penalties_are_their_definition(
+    presence: float, frequency: float, bias: dict[int, float], repetition: float, seed: int
+) -> None:
+    """In eighths, which no float rounds: the same choices as from the formula, token by token."""
+    options = SamplingOptions(
+        presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias, repetition_penalty=repetition
+    )
+    sampler, random, answer = Sampler(options, [3]), np.random.default_rng(seed), []
+    for _ in range(40):
+        logits = (random.integers(-80, 80, 10) / 8).astype(np.float32)
+        said = {3, *answer}
+        wanted = [
+            float(value) * ((repetition if value < 0 else 1 / repetition) if token in said else 1)
+            + bias.get(token, 0)
+            - frequency * answer.count(token)
+            - presence * (token in answer)
+            for token, value in enumerate(logits)
+        ]
+        answer.append(sampler.sample(logits))
+        assert answer[-1] == int(np.argmax(wanted))
+
+
+def test_draws_with_penalties_follow_their_distribution() -> None:
+    options = [
+        SamplingOptions(temperature=0.5, frequency_penalty=0.5, presence_penalty=0.5, seed=s) for s in range(4000)
+    ]
+    pairs = [(sampler.sample(LOGITS), sampler.sample(LOGITS)) for sampler in map(Sampler, options)]
+    after = [second for first, second in pairs if first == 0]
+    weights = np.exp((LOGITS - np.array([1, 0, 0, 0, 0])) / 0.5)
+    np.testing.assert_allclose(np.bincount(after, minlength=5) / len(after), weights / weights.sum(), atol=0.04)
+
+
+def test_penalties_leave_no_memory_behind() -> None:
+    import tracemalloc
+
+    logits = np.zeros(20_000, dtype=np.float32)
+    sampler = Sampler(SamplingOptions(presence_penalty=0.5, frequency_penalty=0.25))
+    for _ in range(3000):
+        sampler.sample(logits)
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            sampler.sample(logits)
+        # A number for each token of the answer that is new; the array of the vocabulary would be 80 kB.
+        assert tracemalloc.get_traced_memory()[1] < 40_000
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    logits=arrays(np.float32, st.integers(1, 300), elements=st.integers(-80, 80).map(lambda n: n / 4)),
+    count=st.integers(0, 20),
+    seed=st.integers(0, 999),
+)
+def test_logprobs_are_a_plain_log_softmax(logits: Array, count: int, seed: int) -> None:
+    """Of the model's own logits, whatever the options make of them; equal ones in the order of their ids."""
+    options = SamplingOptions(temperature=0.3, top_k=5, presence_penalty=2.0, logit_bias={0: -100.0}, seed=seed)
+    sampler = Sampler(options, logprobs=count)
+    tokens = [sampler.sample(logits) for _ in range(3)]
+    expected = torch.log_softmax(torch.from_numpy(logits.astype(np.float64)), dim=0).numpy()
+    assert len(sampler.noted) == 3
+    for token, noted in zip(tokens, sampler.noted, strict=True):
+        assert noted.chosen == pytest.approx(expected[token], abs=1e-5)
+        order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[:count]
+        assert [token for token, _ in noted.top] == order
+        assert [value for _, value in noted.top] == pytest.approx(expected[order].tolist(), abs=1e-5)
+
+
+def test_what_is_too_close_to_tell_is_not_noted() -> None:
+    sampler = Sampler(SamplingOptions(), logprobs=1)
+    assert sampler.sample_clear(np.array([1.0, 1.001], dtype=np.float32), 0.01) is None
+    assert sampler.noted == []
+    assert sampler.sample_clear(np.array([1.0, 3.0], dtype=np.float32), 0.01) == 1
+    assert [noted.top[0][0] for noted in sampler.noted] == [1]
+
+
+def test_rounding_counts_as_it_was_before_penalties() -> None:
+    """Two logits of 100 that are a tenth apart are no clearer for having been brought down to 0."""
+    logits = np.array([100.0, 99.9, -5.0], dtype=np.float32)
+    bias = {0: -100.0, 1: -100.0}
+    assert Sampler(SamplingOptions(logit_bias=bias)).sample_clear(logits, 0.002) is None
+    assert Sampler(SamplingOptions(logit_bias=bias)).sample_clear(logits, 0.0005) == 0
+
+
 def test_seeds() -> None:
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingOptions(temperature=1, seed=seed))
@@ -211,6 +319,13 @@ def test_extreme_temperatures(temperature: float) -> None:
         ({"top_p": 1.01}, "top_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"repetition_penalty": -1}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"presence_penalty": np.nan}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"logit_bias": {1: 101}}, "logit_bias"),
+        ({"logit_bias": {-1: 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"seed": -1}, "seed"),
         ({"seed": 0.5}, "seed"),
     ],

@@ -20,7 +20,7 @@ from tpudeploy.contracts.net_plan import NetPlan
 from tpudeploy.errors import BackendError, UsageError
 from tpudeploy.graph.decoder import Decoder
 from tpudeploy.runtime.engine import Engine
-from tpudeploy.runtime.generator import GenerationOptions, GenerationResult, generate
+from tpudeploy.runtime.generator import GenerationOptions, GenerationResult, TokenEvent, generate
 from tpudeploy.runtime.prompt_lookup import PromptLookup
 from tpudeploy.runtime.sampling import Sampler, SamplingOptions, distribution
 
@@ -85,12 +85,21 @@ def both(engine: Engine | TableEngine, prompt: Sequence[int], drafter: Drafter, 
 # Greedy answers
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_answers_to_random_prompts_are_identical(decoder: Decoder, penalty: float) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingOptions(),
+        SamplingOptions(repetition_penalty=1.3),
+        SamplingOptions(presence_penalty=1.5),
+        SamplingOptions(frequency_penalty=0.7, logit_bias={5: 3.0, 9: -100.0}),
+        SamplingOptions(frequency_penalty=-0.5, presence_penalty=1.0, repetition_penalty=1.1),
+    ],
+    ids=["plain", "repetition", "presence", "frequency and bias", "all"],
+)
+def test_greedy_answers_to_random_prompts_are_identical(decoder: Decoder, sampling: SamplingOptions) -> None:
     """Thousands of tokens of a tiny random model, drafted by lookup and by one who is often right."""
     engine = PricedEngine(open_session(decoder, PLAN))
-    sampling = SamplingOptions(repetition_penalty=penalty)
-    random = np.random.default_rng(int(penalty * 10))
+    random = np.random.default_rng(10)
     accepted = 0
     for trial in range(6):
         prompt = [int(token) for token in random.integers(0, VOCAB, random.integers(1, 60))]
@@ -130,7 +139,8 @@ class CoarseEngine(PricedEngine):
                 rows *= 1 + self.noise * self._noise.standard_normal(rows.shape).astype(np.float32)
 
 
-def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> None:
+@pytest.mark.parametrize("sampling", [SamplingOptions(), SamplingOptions(frequency_penalty=0.5, presence_penalty=-1)])
+def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder, sampling: SamplingOptions) -> None:
     """With noise that would flip many a token if near equals were not told apart."""
     flipped = recomputed = 0
     random = np.random.default_rng(5)
@@ -138,14 +148,15 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder) -> N
     for trial in range(8):
         prompt = [int(token) for token in random.integers(0, VOCAB, random.integers(2, 50))]
         careful.forget()
-        answer = run(careful, prompt, GenerationOptions(drafter=None)).token_ids
+        answer = run(careful, prompt, GenerationOptions(drafter=None, sampling=sampling)).token_ids
         drafter = oracle(answer, len(prompt), wrong=0.05, seed=trial)
-        result = both(careful, prompt, drafter)
+        result = both(careful, prompt, drafter, sampling=sampling)
         recomputed += result.drafts.recomputed
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(CoarseEngine, "rounding", 0.0)
             careless.forget()
-            flipped += run(careless, prompt, GenerationOptions(drafter=drafter)).token_ids != answer
+            options = GenerationOptions(drafter=drafter, sampling=sampling)
+            flipped += run(careless, prompt, options).token_ids != answer
     assert recomputed > 30, "nothing was ever close"
     assert flipped > 1, "the noise would not have mattered"
 
@@ -199,13 +210,15 @@ def test_what_is_recomputed_is_just_as_without_drafts(decoder: Decoder) -> None:
     data=st.data(),
     seq_length=st.integers(4, 40),
     width=st.integers(2, 9),
-    penalty=st.sampled_from([1.0, 1.5]),
+    sampling=st.sampled_from([SamplingOptions(), SamplingOptions(repetition_penalty=1.5, frequency_penalty=0.4)]),
 )
-def test_stops_limits_and_the_cache(data: st.DataObject, seq_length: int, width: int, penalty: float) -> None:
+def test_stops_limits_and_the_cache(
+    data: st.DataObject, seq_length: int, width: int, sampling: SamplingOptions
+) -> None:
     engine = TableEngine(random_table(VOCAB), width=width, seq_length=seq_length)
     prompt = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=seq_length))
     options = {
-        "sampling": SamplingOptions(repetition_penalty=penalty),
+        "sampling": sampling,
         "max_new_tokens": data.draw(st.none() | st.integers(1, 30)),
     }
     answer = run(engine, prompt, GenerationOptions(drafter=None, **options)).token_ids  # type: ignore[arg-type]
@@ -308,6 +321,7 @@ def test_an_engine_that_verifies_nothing(decoder: Decoder) -> None:
         SamplingOptions(temperature=1.0),
         SamplingOptions(temperature=0.7, top_k=12, top_p=0.9, repetition_penalty=1.2),
         SamplingOptions(temperature=2.0, top_p=0.5),
+        SamplingOptions(temperature=1.2, presence_penalty=0.8, frequency_penalty=0.3, logit_bias={4: 2.0}),
     ],
 )
 def test_seeded_draws_are_identical(decoder: Decoder, sampling: SamplingOptions) -> None:
@@ -390,6 +404,81 @@ def test_drawn_answers_have_the_models_distribution(rank: int, rights: int) -> N
 def _chance(logits: Array, token: int, options: SamplingOptions) -> float:
     ids, weights = distribution(logits, options)
     return float(weights[ids == token].sum() / weights.sum())
+
+
+# Log-probabilities
+
+
+def log_softmax(logits: Array) -> Array:
+    values: Array = torch.log_softmax(torch.from_numpy(np.asarray(logits, dtype=np.float64)), dim=-1).numpy()
+    return values
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_with_drafts_are_those_of_the_rows_that_were_chosen_from(temperature: float) -> None:
+    table = random_table(VOCAB)
+    sampling = SamplingOptions(temperature=temperature, frequency_penalty=0.3, seed=4)
+    known = run(TableEngine(table), [1], GenerationOptions(drafter=None, max_new_tokens=40, sampling=sampling))
+    drafter = oracle(known.token_ids, 1, wrong=0.2)
+    stops = frozenset([known.token_ids[-1]]) - set(known.token_ids[:-1])
+    options = GenerationOptions(
+        drafter=drafter, max_new_tokens=40, sampling=sampling, logprobs=3, stop_ids=frozenset(stops)
+    )
+    generation, ids = generate(TableEngine(table), [1], options), [1]
+    for event in generation:
+        expected = log_softmax(table(tuple(ids)))
+        assert event.logprobs is not None
+        assert event.logprobs.chosen == pytest.approx(expected[event.token_id], abs=1e-5)
+        assert [token for token, _ in event.logprobs.top] == np.argsort(-expected)[:3].tolist()
+        ids.append(event.token_id)
+    assert generation.result.drafts.accepted > 10
+
+
+def test_logprobs_of_settled_rows_are_those_without_drafts(decoder: Decoder) -> None:
+    """Where rows were made again, to the last bit; elsewhere within the noise of the verify pass."""
+    engine = CoarseEngine(open_session(decoder, PLAN))
+    exact = recomputed = 0
+    for seed in range(4):
+        prompt = [int(token) for token in np.random.default_rng(seed).integers(0, VOCAB, 20)]
+        engine.forget()
+        plain = list(generate(engine, prompt, GenerationOptions(drafter=None, logprobs=2)))
+        drafter = oracle([event.token_id for event in plain], 20, wrong=0.05, seed=seed)
+        engine.forget()
+        generation = generate(engine, prompt, GenerationOptions(drafter=drafter, logprobs=2))
+        last: dict[float, tuple[TokenEvent, bool]] = {}  # of each pass, by its time
+        for event in generation:
+            wanted = plain[event.index].logprobs
+            assert event.logprobs is not None and wanted is not None
+            assert event.logprobs.chosen == pytest.approx(wanted.chosen, abs=0.3)
+            last[event.elapsed_s] = (event, engine.settled)
+        for event, settled in last.values():
+            if settled:
+                assert event.logprobs == plain[event.index].logprobs
+                exact += 1
+        recomputed += generation.result.drafts.recomputed
+    assert exact > 5 and recomputed > 30
+
+
+def test_a_pass_that_failed_leaves_no_logprobs_to_the_next() -> None:
+    table = random_table(VOCAB)
+    engine = TableEngine(table)
+    answer = run(engine, [1], GenerationOptions(drafter=None, max_new_tokens=40)).token_ids
+    engine.forget()
+    generation = generate(engine, [1], GenerationOptions(drafter=oracle(answer, 1), logprobs=0))
+    next(generation)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(ids: Sequence[int]) -> None:
+            raise BackendError("no")
+
+        patch.setattr(engine, "accept", fail)
+        with pytest.raises(BackendError):
+            next(generation)
+    ids = [1, *answer[:9]]  # eight were chosen in the pass that failed
+    for event in itertools.islice(generation, 20):
+        assert event.token_id == answer[len(ids) - 1] and event.logprobs is not None
+        assert event.logprobs.chosen == pytest.approx(log_softmax(table(tuple(ids)))[event.token_id], abs=1e-5)
+        ids.append(event.token_id)
 
 
 def test_a_choice_that_is_too_close_changes_nothing() -> None:

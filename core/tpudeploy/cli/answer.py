@@ -63,8 +63,7 @@ class Answering:
             for piece in self._pieces():
                 write_piece(piece)
                 shown = True
-            if self._tool_call is not None:
-                write_piece(describe_call(self._tool_call))
+            write_piece("\n".join(map(describe_call, self._tool_calls)))
             shown = True
         finally:
             write_piece("\n" if shown else "")
@@ -83,7 +82,7 @@ class Answering:
 
     def as_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
-        result, call = self.result, self._tool_call
+        result, calls = self.result, [call.model_dump(mode="json") for call in self._tool_calls]
         return {
             "model": self._model.title,
             "quant": self._model.quant,
@@ -101,11 +100,11 @@ class Answering:
             "recomputed_tokens": result.drafts.recomputed,
             "seq_length": self._model.engine.seq_length,
             "bundle": str(self._model.path),
-        } | ({"tool_call": call.model_dump(mode="json")} if call else {})
+        } | ({"tool_call": calls[0], "tool_calls": calls} if calls else {})
 
     @property
-    def _tool_call(self) -> ToolCall | None:
-        return self._reply.answer.tool_call if self._reply is not None else None
+    def _tool_calls(self) -> tuple[ToolCall, ...]:
+        return self._reply.answer.tool_calls if self._reply is not None else ()
 
     def _pieces(self) -> Iterator[str]:
         """Text as it comes; token ids where there is no tokenizer."""

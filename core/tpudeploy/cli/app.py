@@ -18,6 +18,7 @@ from tpudeploy.cli.commands import (
     plugins,
     pull,
     run,
+    serve,
     show,
     tokenize,
     toolchain,
@@ -60,6 +61,7 @@ app.command("list-models")(list_models.list_models)
 app.command("list", hidden=True)(list_models.list_models)  # what users of other tools type
 app.command("show")(show.show)
 app.command("run")(run.run)
+app.command("serve")(serve.serve)
 app.command("bench")(bench.bench)
 app.command("estimate")(estimate.estimate)
 app.command("export")(export.export)

@@ -98,8 +98,8 @@ class Chat:
 
     @staticmethod
     def _remark(reply: Reply) -> None:
-        if reply.answer.tool_call is not None:
-            print_line(describe_call(reply.answer.tool_call))
+        for call in reply.answer.tool_calls:
+            print_line(describe_call(call))
         if reply.result.finish_reason == "cancelled":
             print_note("(stopped)")
         elif reply.result.finish_reason == "length":

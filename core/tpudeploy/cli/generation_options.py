@@ -86,6 +86,24 @@ RepetitionPenalty = Annotated[
         help="Over 1: make tokens that were seen less likely.",
     ),
 ]
+PresencePenalty = Annotated[
+    float,
+    typer.Option(
+        "--presence-penalty",
+        metavar="X",
+        envvar="TPUDEPLOY_PRESENCE_PENALTY",
+        help="From -2 to 2. Over 0: make tokens that the answer has less likely.",
+    ),
+]
+FrequencyPenalty = Annotated[
+    float,
+    typer.Option(
+        "--frequency-penalty",
+        metavar="X",
+        envvar="TPUDEPLOY_FREQUENCY_PENALTY",
+        help="From -2 to 2. Over 0: make tokens less likely with each time that the answer has them.",
+    ),
+]
 Draft = Annotated[
     str,
     typer.Option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -9,12 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from tpudeploy.contracts.base import Value
+from tpudeploy.errors import UsageError
 
 Role = Literal["system", "user", "assistant", "observation"]
 
 
 class ToolCall(Value):
-    """A call that the model asks for; nothing of it is ever executed by core.
+    """A call that the model asks for, of a tool that it may have made up; parsing it runs nothing.
 
     :param name: the function's name.
     :param arguments: its arguments; None where the model's text could not be parsed.
@@ -41,10 +44,18 @@ class Message(Value):
 
 
 class Answer(Value):
-    """What an assistant said, parsed: text, or a request to call a tool."""
+    """What an assistant said, parsed: text, and requests to call tools.
+
+    :param tool_calls: the calls in the order in which the model wrote them.
+    """
 
     content: str
-    tool_call: ToolCall | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def tool_call(self) -> ToolCall | None:
+        """The first call; None where there is none."""
+        return self.tool_calls[0] if self.tool_calls else None
 
 
 class TextStream(ABC):
@@ -90,7 +101,15 @@ class AnswerStream(ABC):
 
     @abstractmethod
     def push(self, text: str) -> str:
-        """Feed decoded text; returns what may be shown."""
+        """Feed the text of ordinary tokens; returns what may be shown.
+
+        What looks like a special token in it was written out by the model, for example because it repeats a user's
+        words, and is text.
+        """
+
+    def push_special(self, name: str) -> str:
+        """Feed a special token by its name, which only the model itself can write; returns what may be shown."""
+        return self.push(name)
 
     @abstractmethod
     def finish(self) -> Answer:
@@ -106,13 +125,48 @@ class ChatTemplate(ABC):
         """Ids that end an answer."""
 
     @abstractmethod
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, forced_tool: str | None = None
+    ) -> list[int]:
         """Ids of a conversation.
 
         :param add_generation_prompt: end with the assistant's role token, so that the model answers.
-        :raises UsageError: a message that this model's format cannot express.
+        :param forced_tool: end with the beginning of a call of this tool as well, so that the model can only go on with
+            its arguments; give the same to :meth:`answer_stream`.
+        :raises UsageError: a message that this model's format cannot express, or a tool that it cannot force.
         """
 
     @abstractmethod
-    def answer_stream(self) -> AnswerStream:
-        """A fresh parser for one answer."""
+    def answer_stream(self, *, forced_tool: str | None = None) -> AnswerStream:
+        """A fresh parser for one answer.
+
+        :param forced_tool: the tool whose call the prompt began.
+        """
+
+    def tool_call_message(self, name: str, arguments: Mapping[str, Any]) -> Message:
+        """A call that an assistant made earlier, as history writes it: what the parser reads back as the same.
+
+        :param arguments: what JSON can carry.
+        :raises UsageError: something else, or a name that :func:`check_tool_name` refuses.
+        """
+        return Message(role="assistant", content=arguments_json(name, arguments), metadata=check_tool_name(name))
+
+
+def check_tool_name(name: str) -> str:
+    """``name``, if the line of a role can hold it.
+
+    :raises UsageError: it is empty, holds control characters or line ends, or begins or ends with a space.
+    """
+    if not name or name != name.strip() or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+        raise UsageError(f"{name!a} cannot be the name of a tool.", hint="Use letters, digits, '_' and '-'.")
+    return name
+
+
+def arguments_json(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call's arguments as a JSON object. :raises UsageError: JSON cannot carry them."""
+    try:
+        text = json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"the arguments of a call of {name} cannot be written as JSON: {error}.") from error
+    return text

@@ -107,30 +107,45 @@ class Conversation:
         return self.send(Message(role="user", content=text), options=options, cancelled=cancelled)
 
     def send(
-        self, message: Message, *, options: GenerationOptions | None = None, cancelled: Cancelled = never
+        self,
+        *messages: Message,
+        options: GenerationOptions | None = None,
+        forced_tool: str | None = None,
+        cancelled: Cancelled = never,
     ) -> Reply:
-        """Send a message, for example a tool's result (role ``"observation"``); the reply streams as it is iterated.
+        """Send messages, for example tools' results (role ``"observation"``); the reply streams as it is iterated.
 
-        The message and the answer become part of the conversation when the reply ends.
+        The messages and the answer become part of the conversation when the reply ends.
 
+        :param messages: one, or the results of all calls of the answer before.
         :param options: instead of the conversation's own.
+        :param forced_tool: a tool that the model must call.
         :raises SequenceTooLongError: the message does not fit, even with every earlier turn left out.
         :raises UsageError: a message that the model's format cannot express.
         """
         self._close_reply()
         options = options or self._options
         options = replace(options, stop_ids=options.stop_ids | self._template.stop_ids)
-        first, prompt_ids = self._fit(message, options)
+        first, prompt_ids = self._fit(messages, options, forced_tool)
         generation = generate(self._engine, prompt_ids, options, cancelled=cancelled)
 
         def keep(reply: Reply) -> None:
-            self._keep(message, reply, first)
+            self._keep(messages, reply, first)
 
         trimmed = sum(sent.role == "user" for sent in self._messages[self._first : first])
-        self._reply = Reply(generation, self._tokenizer, self._template, trimmed_turns=trimmed, on_end=keep)
+        self._reply = Reply(
+            generation,
+            self._tokenizer,
+            self._template,
+            forced_tool=forced_tool,
+            trimmed_turns=trimmed,
+            on_end=keep,
+        )
         return self._reply
 
-    def _fit(self, message: Message, options: GenerationOptions) -> tuple[int, list[int]]:
+    def _fit(
+        self, sent_now: Sequence[Message], options: GenerationOptions, forced_tool: str | None
+    ) -> tuple[int, list[int]]:
         """Leave out no turn while there is room; otherwise so many of the oldest that turns to come find room too.
 
         :returns: index of the first message to send, and the prompt.
@@ -138,11 +153,13 @@ class Conversation:
         seq_length = self._engine.seq_length
         room = min(options.max_new_tokens or ANSWER_ROOM, max(1, seq_length // 4))
         slack = seq_length // TRIM_SLACK
-        messages = [*self._messages, message]
+        messages = [*self._messages, *sent_now]
+        # A family that forces no tools need not know the keyword.
+        forced: dict[str, Any] = {} if forced_tool is None else {"forced_tool": forced_tool}
         starts = [index for index, sent in enumerate(messages) if sent.role == "user" and index > self._first]
         fitting: list[tuple[int, list[int]]] = []
         for first in (self._first, *starts):
-            ids = self._template.encode([*self._head, *messages[first:]])
+            ids = self._template.encode([*self._head, *messages[first:]], **forced)
             free = seq_length + 1 - len(ids) - room
             if free >= (0 if first == self._first else slack):
                 return first, ids
@@ -151,11 +168,11 @@ class Conversation:
         # Long messages: no choice leaves that much, so what fits is kept as far as it fits.
         return fitting[0] if fitting else (first, ids)
 
-    def _keep(self, message: Message, reply: Reply, first: int) -> None:
+    def _keep(self, messages: Sequence[Message], reply: Reply, first: int) -> None:
         result = reply.result
         if result.finish_reason == "cancelled" and not reply.shown:
             return
-        self._messages += [message, *_as_messages(reply.answer)]
+        self._messages += [*messages, *_as_messages(reply.answer)]
         self._first = first
         stats = self._stats
         self._stats = replace(
@@ -176,9 +193,7 @@ class Conversation:
 
 
 def _as_messages(answer: Answer) -> list[Message]:
-    """The answer as history: its text, then its call with the tool's name where the model's format has it."""
-    call = answer.tool_call
-    if call is None:
-        return [Message(role="assistant", content=answer.content)]
-    text = [Message(role="assistant", content=answer.content)] if answer.content else []
-    return [*text, Message(role="assistant", content=call.raw, metadata=call.name)]
+    """The answer as history: its text, then its calls with the tools' names where the model's format has them."""
+    calls = [Message(role="assistant", content=call.raw, metadata=call.name) for call in answer.tool_calls]
+    text = [Message(role="assistant", content=answer.content)] if answer.content or not calls else []
+    return [*text, *calls]

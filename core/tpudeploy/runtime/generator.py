@@ -14,6 +14,7 @@ from typing import Literal
 
 from tpudeploy.contracts.drafter import Drafter
 from tpudeploy.errors import SequenceTooLongError, UsageError
+from tpudeploy.runtime.logprobs import TokenLogprobs, check_alternatives
 from tpudeploy.runtime.prompt_lookup import PromptLookup
 from tpudeploy.runtime.sampling import Sampler, SamplingOptions
 from tpudeploy.runtime.speculation import DraftCounts
@@ -36,7 +37,8 @@ class GenerationOptions:
     :param stop_ids: ids that end the answer; they are not part of it.
     :param ignore_eos: take stop ids for ordinary tokens, as benchmarks do.
     :param drafter: guesses tokens, where the engine can verify them; None: one token a pass.
-    :raises UsageError: ``max_new_tokens`` is below 1.
+    :param logprobs: tell the log-probability of each token, and of so many of the likeliest in its place (0 to 20).
+    :raises UsageError: ``max_new_tokens`` is below 1, or ``logprobs`` out of range.
     """
 
     max_new_tokens: int | None = None
@@ -44,10 +46,12 @@ class GenerationOptions:
     ignore_eos: bool = False
     drafter: Drafter | None = field(default_factory=PromptLookup)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}.")
+        check_alternatives(self.logprobs)
 
 
 DEFAULT_OPTIONS = GenerationOptions()
@@ -60,11 +64,13 @@ class TokenEvent:
 
     :param index: its place in the answer, from 0.
     :param elapsed_s: computing time since the generation began.
+    :param logprobs: what the model made of it, where that was asked for.
     """
 
     token_id: int
     index: int
     elapsed_s: float
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,11 @@ class Generation(Iterator[TokenEvent]):
         self._prompt_tokens = len(ids)
         self._limit = _token_limit(self._prompt_tokens, engine.seq_length, options.max_new_tokens)
         self._stop_ids = frozenset() if options.ignore_eos else options.stop_ids
-        _check_choice(engine, options.sampling)
+        _check_choice(engine, options)
         ends = Ends(self._stop_ids, self._prompt_tokens + self._limit)
-        self._writer = Writer(engine, ids, Sampler(options.sampling, ids), options.drafter, ends, cancelled)
-        self._ready: deque[int] = deque()
+        self._sampler = Sampler(options.sampling, ids, logprobs=options.logprobs)
+        self._writer = Writer(engine, ids, self._sampler, options.drafter, ends, cancelled)
+        self._ready: deque[tuple[int, TokenLogprobs | None]] = deque()
         self._shown: list[int] = []
         self._finish: FinishReason | None = None
         self._stop_id: int | None = None
@@ -145,15 +152,11 @@ class Generation(Iterator[TokenEvent]):
         if self._finish is not None:
             raise StopIteration
         if not self._ready:
-            started = time.perf_counter()
-            try:
-                self._ready.extend(self._writer.advance())
-            finally:
-                self._elapsed_s += time.perf_counter() - started
+            self._advance()
         if not self._ready:
             self._finish = "cancelled"
             raise StopIteration
-        token_id = self._ready.popleft()
+        token_id, logprobs = self._ready.popleft()
         if self._first_token_s is None:
             self._first_token_s = self._elapsed_s
         if token_id in self._stop_ids:
@@ -162,7 +165,18 @@ class Generation(Iterator[TokenEvent]):
         self._shown.append(token_id)
         if len(self._shown) == self._limit:
             self._finish = "length"
-        return TokenEvent(token_id, len(self._shown) - 1, self._elapsed_s)
+        return TokenEvent(token_id, len(self._shown) - 1, self._elapsed_s, logprobs)
+
+    def _advance(self) -> None:
+        """Run a pass."""
+        started = time.perf_counter()
+        noted = self._sampler.noted
+        noted.clear()  # a pass that failed may have left some
+        try:
+            written = self._writer.advance()
+        finally:
+            self._elapsed_s += time.perf_counter() - started
+        self._ready.extend((token, noted[place] if noted else None) for place, token in enumerate(written))
 
     def close(self) -> None:
         """Generate no more. Idempotent."""
@@ -201,10 +215,16 @@ def _token_limit(prompt_tokens: int, seq_length: int, wanted: int | None) -> int
     return room if wanted is None else min(wanted, room)
 
 
-def _check_choice(engine: TokenEngine, sampling: SamplingOptions) -> None:
-    """Refuse what only logits allow."""
-    if not engine.gives_logits and not (sampling.greedy and sampling.repetition_penalty == 1):
+def _check_choice(engine: TokenEngine, options: GenerationOptions) -> None:
+    """Refuse what only logits allow, and biases of tokens that there are not."""
+    sampling, vocab_size = options.sampling, engine.vocab_size
+    if not engine.gives_logits and not sampling.plain:
         raise UsageError(
             "these nets choose the most likely token themselves and give no logits to draw from.",
-            hint="Leave out --temperature, --top-k, --top-p and --repetition-penalty.",
+            hint="Leave out --temperature, --top-k, --top-p, penalties and logit biases.",
         )
+    if not engine.gives_logits and options.logprobs is not None:
+        raise UsageError("these nets give no logits, so there are no log-probabilities.", hint="Leave out logprobs.")
+    highest = max(sampling.logit_bias, default=0)
+    if vocab_size is not None and highest >= vocab_size:
+        raise UsageError(f"logit_bias names token {highest}, but this model's ids end with {vocab_size - 1}.")

@@ -1,14 +1,15 @@
-"""Choosing the next token from logits, with the meaning that transformers gives each option.
+"""Choosing the next token from logits, with the meaning that transformers and OpenAI give each option.
 
-Order, as there: repetition penalty, temperature, top-k, top-p; then one draw. A temperature of 0 means greedy, which
-takes the most likely token, the lowest id where several are. Logits are (vocab,) float32.
+Order: repetition penalty; presence and frequency penalty and bias, which are added; temperature, top-k, top-p; then one
+draw. A temperature of 0 means greedy, which takes the most likely token, the lowest id where several are. Logits are
+(vocab,) float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
 
@@ -16,6 +17,8 @@ import numpy as np
 
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.errors import BackendError, UsageError
+from tpudeploy.runtime.logit_offsets import LogitOffsets
+from tpudeploy.runtime.logprobs import TokenLogprobs, largest, token_logprobs
 
 _REACHES = (2.0, 4.0, 8.0, 16.0, math.inf)
 """How far below the best (in natural logarithms) top-p looks for its tokens; only those within reach are sorted."""
@@ -32,6 +35,9 @@ class SamplingOptions:
     :param top_k: keep the k most likely tokens, and those equal to the last of them; 0 keeps all.
     :param top_p: keep the fewest most likely tokens whose probability reaches this; 1 keeps all.
     :param repetition_penalty: divides positive and multiplies negative logits of tokens already seen; 1 does nothing.
+    :param presence_penalty: from -2 to 2, subtracted from the logits of tokens that the answer has; 0 does nothing.
+    :param frequency_penalty: from -2 to 2, subtracted once for each time that the answer has the token.
+    :param logit_bias: by token id, from -100 to 100, added to its logit.
     :param seed: makes draws repeatable; None takes entropy from the system.
     :raises UsageError: a value out of its range.
     """
@@ -40,6 +46,9 @@ class SamplingOptions:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +57,12 @@ class SamplingOptions:
         _require(_is_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", "over 0 and at most 1", self.top_p)
         penalty = self.repetition_penalty
         _require(_is_finite(penalty) and 0.01 <= penalty <= 100, "repetition_penalty", "between 0.01 and 100", penalty)
+        for name in ("presence_penalty", "frequency_penalty"):
+            penalty = getattr(self, name)
+            _require(_is_finite(penalty) and -2 <= penalty <= 2, name, "between -2 and 2", penalty)
+        for token, bias in self.logit_bias.items():
+            _require(_is_integer(token) and token >= 0, "logit_bias", "given for token ids, 0 or more", token)
+            _require(_is_finite(bias) and -100 <= bias <= 100, "logit_bias", "between -100 and 100", bias)
         seed_fits = self.seed is None or (_is_integer(self.seed) and self.seed >= 0)
         _require(seed_fits, "seed", "a whole number, 0 or more", self.seed)
 
@@ -56,17 +71,43 @@ class SamplingOptions:
         """Whether no chance is involved."""
         return self.temperature == 0
 
+    @property
+    def shifts(self) -> bool:
+        """Whether anything is added to logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
+    @property
+    def stretch(self) -> float:
+        """By how much the repetition penalty can stretch the difference of two logits."""
+        return max(self.repetition_penalty, 1 / self.repetition_penalty)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model's most likely token is taken as it is, for which no logits are needed."""
+        return self.greedy and self.repetition_penalty == 1 and not self.shifts
+
 
 class Sampler:
     """Chooses the tokens of one answer.
 
     :param prompt_ids: tokens that count as seen for the repetition penalty.
+    :param logprobs: how many alternatives to note with each token's log-probability; None notes none.
+    :ivar noted: log-probabilities of the tokens that were chosen, until somebody takes them out.
     """
 
-    def __init__(self, options: SamplingOptions, prompt_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, options: SamplingOptions, prompt_ids: Iterable[int] = (), *, logprobs: int | None = None
+    ) -> None:
+        self.noted: list[TokenLogprobs] = []
         self._options = options
         self._random = np.random.default_rng(options.seed)
         self._seen = set(prompt_ids)
+        self._logprobs = logprobs
+        self._offsets: LogitOffsets | None = None
+        if options.shifts:
+            self._offsets = LogitOffsets(
+                presence=options.presence_penalty, frequency=options.frequency_penalty, bias=options.logit_bias
+            )
 
     def sample(self, logits: Array) -> int:
         """Choose a token; it counts as seen from now on.
@@ -90,19 +131,40 @@ class Sampler:
                 f"the model's output holds {float(logits[best])} (token {best}).",
                 hint="Its 16-bit type may overflow: see `tpudeploy verify`, or compile with --quant bf16.",
             )
-        penalty = self._options.repetition_penalty
-        if penalty != 1:
-            rounding *= max(penalty, 1 / penalty)
-            logits = penalize(logits, self._seen, penalty)
-            best = int(np.argmax(logits))
-        token = best
-        if rounding > 0 and self._options.greedy and _lead(logits, best) <= rounding * max(1.0, abs(logits[best])):
-            return None
-        if not self._options.greedy:
-            ids, weights = distribution(logits, self._options)
+        changed, token, size = self._change(logits, best)
+        if self._options.greedy:
+            if rounding > 0 and _lead(changed, token) <= self._options.stretch * rounding * max(size, 1.0):
+                return None
+        else:
+            ids, weights = distribution(changed, self._options)
             token = int(ids[draw(weights, self._random.random())])
-        self._seen.add(token)
+        self._note(logits, token)
         return token
+
+    def _change(self, logits: Array, best: int) -> tuple[Array, int, float]:
+        """Penalties and bias.
+
+        :param best: id of the largest logit.
+        :returns: the logits with them, the id of the largest, and the size that rounding is relative to. What is added
+            makes logits no more exact: so that is the larger one of before and after.
+        """
+        if self._options.repetition_penalty != 1:
+            logits = penalize(logits, self._seen, self._options.repetition_penalty)
+            best = int(np.argmax(logits))
+        size = abs(float(logits[best]))
+        if self._offsets is not None:
+            logits = self._offsets.apply(logits)
+            best = int(np.argmax(logits))
+            size = max(size, abs(float(logits[best])))
+        return logits, best, size
+
+    def _note(self, logits: Array, token: int) -> None:
+        """A token was chosen, where the model said ``logits``."""
+        self._seen.add(token)
+        if self._offsets is not None:
+            self._offsets.count(token)
+        if self._logprobs is not None:
+            self.noted.append(token_logprobs(logits, token, self._logprobs))
 
 
 def _lead(logits: Array, best: int) -> float:
@@ -130,7 +192,7 @@ def distribution(logits: Array, options: SamplingOptions) -> tuple[Array, Array]
     :returns: ids and their weights, which need not sum to 1; both (n,), every other token has none.
     """
     if 0 < options.top_k < len(logits):
-        ids = _largest(logits, options.top_k)
+        ids = largest(logits, options.top_k)
         logits = logits[ids]
     else:
         ids = _all_ids(len(logits))
@@ -167,19 +229,6 @@ def _all_ids(count: int) -> Array:
     ids = np.arange(count)
     ids.flags.writeable = False
     return ids
-
-
-def _largest(logits: Array, count: int) -> Array:
-    """Ids of the ``count`` largest of (vocab,), and of those equal to the last of them, ascending."""
-    rows = len(logits) // _BLOCK
-    candidates = _all_ids(len(logits))
-    if rows >= count:
-        # Each column's largest: `count` of them are at least as large as the count-th of them, so it bounds from below.
-        columns = logits[: rows * _BLOCK].reshape(_BLOCK, rows).max(axis=0)
-        candidates = np.flatnonzero(logits >= np.partition(columns, -count)[-count])
-    values = logits[candidates]
-    largest: Array = candidates[values >= np.partition(values, -count)[-count]]
-    return largest
 
 
 def _nucleus(scaled: Array, weights: Array, top_p: float) -> Array:

@@ -18,5 +18,5 @@ parse_answer = FORMAT.parse
 class ChatGLM3AnswerStream(TurnAnswerStream):
     """ChatGLM3's answer as it arrives."""
 
-    def __init__(self) -> None:
-        super().__init__(FORMAT)
+    def __init__(self, *, forced_tool: str | None = None) -> None:
+        super().__init__(FORMAT, forced_tool=forced_tool)

@@ -1,13 +1,14 @@
-"""Read a tool call that the model wrote: as data, never run."""
+"""Read a tool call that the model wrote, as data, never run; and write one."""
 
 from __future__ import annotations
 
 import ast
 import json
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-from tpudeploy.contracts.chat import ToolCall
+from tpudeploy.contracts.chat import ToolCall, arguments_json
 
 LONGEST_CALL = 20_000
 """Characters of a call in Python's form. Much deeper nesting than fits in them (100,000 tried) overruns a thread's
@@ -21,6 +22,22 @@ def parse_tool_call(name: str, raw: str) -> ToolCall:
     a JSON (or Python) object, either in a code fence or not. Anything else gives arguments of None.
     """
     return ToolCall(name=name, arguments=_arguments(name, raw), raw=raw)
+
+
+def write_tool_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """What :func:`parse_tool_call` reads as a call with these arguments.
+
+    It is ``tool_call(city='Beijing', days=1)`` in a code fence, as the authors train it; a JSON object where that form
+    would not come back as it was: a key that is no identifier, or a very long text.
+
+    :raises UsageError: JSON cannot carry the arguments.
+    """
+    as_json = arguments_json(name, arguments)
+    keywords = ", ".join(f"{key}={value!r}" for key, value in json.loads(as_json).items())
+    code = f"```python\ntool_call({keywords})\n```"
+    # Compared as text: to Python, True equals 1.
+    comes_back = json.dumps(_arguments(name, code), ensure_ascii=False) == as_json
+    return code if comes_back else as_json
 
 
 def _arguments(name: str, raw: str) -> dict[str, Any] | None:

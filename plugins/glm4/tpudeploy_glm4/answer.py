@@ -17,5 +17,5 @@ parse_answer = FORMAT.parse
 class GLM4AnswerStream(TurnAnswerStream):
     """GLM-4's answer as it arrives."""
 
-    def __init__(self) -> None:
-        super().__init__(FORMAT)
+    def __init__(self, *, forced_tool: str | None = None) -> None:
+        super().__init__(FORMAT, forced_tool=forced_tool)

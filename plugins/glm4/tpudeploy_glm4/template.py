@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tpudeploy.contracts.chat import AnswerStream, ChatTemplate, Message, Role, Tokenizer
+from tpudeploy.contracts.chat import AnswerStream, ChatTemplate, Message, Role, Tokenizer, check_tool_name
 from tpudeploy.errors import UsageError
 from tpudeploy_glm4.answer import GLM4AnswerStream
 from tpudeploy_glm4.special_tokens import END_OF_TEXT
@@ -16,6 +16,8 @@ from tpudeploy_glm4.tools import TOOLS_HEADING, WHO_YOU_ARE, describe_function, 
 
 Section = tuple[Role, str]
 """A role token, and the text that follows it."""
+AFTER_NAME_0414 = " "
+"""What GLM-4-0414's template writes between a tool's name and the line end."""
 
 
 class GLM4Template(ChatTemplate):
@@ -24,17 +26,21 @@ class GLM4Template(ChatTemplate):
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._special = tokenizer.special_ids
-        self._sections = _sections_0414 if getattr(tokenizer, "is_0414", False) else _sections
+        is_0414 = getattr(tokenizer, "is_0414", False)
+        self._sections = _sections_0414 if is_0414 else _sections
+        self._after_name = AFTER_NAME_0414 if is_0414 else ""
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """End of text, and the role tokens whose messages only others write."""
         return frozenset(self._special[name] for name in (END_OF_TEXT, "<|user|>", "<|observation|>"))
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, forced_tool: str | None = None
+    ) -> list[int]:
         """Ids of a conversation; role tokens come from roles only, never out of a message's text.
 
-        :raises UsageError: metadata of more than one line, or a tool that the format cannot describe.
+        :raises UsageError: metadata of more than one line, or a tool that the format cannot describe or name.
         """
         ids = [self._special["[gMASK]"], self._special["<sop>"]]
         for message in messages:
@@ -42,13 +48,16 @@ class GLM4Template(ChatTemplate):
                 raise UsageError(f"a message's metadata must be one line, not {message.metadata!r}.")
         for role, text in self._sections(messages):
             ids += [self._special[f"<|{role}|>"], *self._tokenizer.encode(text)]
+        if forced_tool is not None:
+            header = f"{check_tool_name(forced_tool)}{self._after_name}\n"
+            return [*ids, self._special["<|assistant|>"], *self._tokenizer.encode(header)]
         if add_generation_prompt:
             ids.append(self._special["<|assistant|>"])
         return ids
 
-    def answer_stream(self) -> AnswerStream:
+    def answer_stream(self, *, forced_tool: str | None = None) -> AnswerStream:
         """A fresh parser for one answer."""
-        return GLM4AnswerStream()
+        return GLM4AnswerStream(forced_tool=forced_tool)
 
 
 def _sections(messages: Sequence[Message]) -> Iterator[Section]:
@@ -70,5 +79,6 @@ def _sections_0414(messages: Sequence[Message]) -> Iterator[Section]:
             yield "system", f"\n{message.content}"
     for message in messages:
         if message.role != "system":
-            header = f"{message.metadata} " if message.role == "assistant" and message.metadata else ""
+            is_call = message.role == "assistant" and message.metadata
+            header = f"{message.metadata}{AFTER_NAME_0414}" if is_call else ""
             yield message.role, f"{header}\n{message.content}"

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tpudeploy.contracts.chat import check_tool_name
 from tpudeploy.errors import UsageError
 
 WHO_YOU_ARE = (
@@ -37,11 +38,13 @@ def describe_function(tool: Mapping[str, Any]) -> str:
     """
     function = tool.get("function", tool)
     name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or not name.strip() or "\n" in name:
+    try:
+        check_tool_name(name if isinstance(name, str) else "")
+    except UsageError as error:
         raise UsageError(
-            "a tool must be a function with a name.",
+            "a tool must be a function with a name of one line.",
             hint='Write {"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}.',
-        )
+        ) from error
     try:
         schema = json.dumps(function, indent=4, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tpudeploy.cli import generation_options as how
 from tpudeploy.cli import net_options, options
 
@@ -28,6 +30,8 @@ def run(
     top_k: how.TopK = 0,
     top_p: how.TopP = 1.0,
     repetition_penalty: how.RepetitionPenalty = 1.0,
+    presence_penalty: how.PresencePenalty = 0.0,
+    frequency_penalty: how.FrequencyPenalty = 0.0,
     seed: how.Seed = None,
     draft: how.Draft = "prompt-lookup",
     yes: options.Yes = False,
@@ -50,14 +54,11 @@ def run(
     from tpudeploy.launch import LaunchRequest, open_target
     from tpudeploy.launch.generation import find_drafter, generation_options
     from tpudeploy.launch.targets import check_names
-    from tpudeploy.launch.usage import check_usage, no_model_named
+    from tpudeploy.launch.usage import check_usage
     from tpudeploy.plugins import registry
     from tpudeploy.settings import load_settings
 
-    if bundle is not None and prompt is None and not _is_model(model):
-        model, prompt = "", model or None  # the bundle knows its model: the one argument is the prompt
-    if bmodel is not None and bundle is None and prompt is None and not prompt_ids and model and not _is_model(model):
-        raise no_model_named(model)
+    model, prompt = _told_apart(model, prompt, bundle, bmodel, prompt_ids)
     generation = generation_options(
         max_new_tokens=max_new_tokens,
         ignore_eos=ignore_eos,
@@ -66,6 +67,8 @@ def run(
         top_k=top_k,
         top_p=top_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         seed=seed,
         drafter=find_drafter(draft, registry()),
     )
@@ -97,6 +100,20 @@ def run(
         chat(target, generation, system=system)
     else:
         answer_once(target, question, generation, as_json=as_json)
+
+
+def _told_apart(
+    model: str, prompt: str | None, bundle: Path | None, bmodel: Path | None, prompt_ids: str
+) -> tuple[str, str | None]:
+    """Model and prompt: a bundle knows its model, so that the one argument beside it is the prompt."""
+    if prompt is None and not _is_model(model):
+        if bundle is not None:
+            return "", model or None
+        if bmodel is not None and not prompt_ids and model:
+            from tpudeploy.launch.usage import no_model_named
+
+            raise no_model_named(model)
+    return model, prompt
 
 
 def _is_model(text: str) -> bool:

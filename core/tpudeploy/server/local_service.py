@@ -1,0 +1,232 @@
+"""A service of this process: a fair queue, and workers that take from it. Used from one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tpudeploy.contracts.chat import Message
+from tpudeploy.errors import BackendError, TpuDeployError, UsageError
+from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.server import errors
+from tpudeploy.server.fair_queue import FairQueue, QueueFullError
+from tpudeploy.server.job import Job, Outcome
+from tpudeploy.server.metrics import Metrics
+from tpudeploy.server.service import Answering, Health, ModelCard, Question, Service, WorkerHealth
+from tpudeploy.server.settings import Limits
+from tpudeploy.server.ticket import Ticket
+from tpudeploy.server.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_TOKEN_CHARS = 128
+"""No token of the families that are known stands for more: GLM's longest is of 128 spaces."""
+_SMOOTHING = 0.2
+"""Weight of the newest answer in the mean time that one takes."""
+_ANSWER_S = 10.0
+"""What an answer is taken to cost before one was measured."""
+
+
+class LocalService(Service):
+    """Answers with one or more loaded models, all of them the same one.
+
+    :param models: one a worker; the service closes them.
+    """
+
+    def __init__(self, models: Sequence[LoadedModel], limits: Limits, metrics: Metrics | None = None) -> None:
+        first = models[0]
+        self._text = first.require_text()
+        self._card = ModelCard(
+            name=first.model,
+            created=int(time.time()),
+            seq_length=first.engine.seq_length,
+            quant=first.quant,
+            backend=first.backend.name,
+        )
+        self._limits = limits
+        self.metrics = metrics or Metrics()
+        self._queue: FairQueue[Ticket] = FairQueue(limits.queue)
+        self.workers = [Worker(str(index), model, self._report) for index, model in enumerate(models)]
+        self._running: dict[Job, Ticket] = {}
+        self._answer_s = _ANSWER_S
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.metrics.watch(self)
+
+    @property
+    def model(self) -> ModelCard:
+        """The model."""
+        return self._card
+
+    def start(self) -> None:
+        """Begin to answer, from the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        for worker in self.workers:
+            worker.start()
+
+    async def encode_chat(self, messages: Sequence[Message], *, forced_tool: str | None = None) -> tuple[int, ...]:
+        """See :meth:`Service.encode_chat`."""
+        self._check_size(sum(len(message.content) for message in messages), "messages")
+        # A family that forces no tools need not know the keyword.
+        forced: dict[str, Any] = {} if forced_tool is None else {"forced_tool": forced_tool}
+        try:
+            ids = await asyncio.to_thread(self._text.template.encode, messages, **forced)
+        except TpuDeployError as error:
+            raise errors.from_usage(error, "messages") from error
+        return tuple(ids)
+
+    async def encode_text(self, text: str) -> tuple[int, ...]:
+        """See :meth:`Service.encode_text`."""
+        self._check_size(len(text), "prompt")
+        return tuple(await asyncio.to_thread(self._text.tokenizer.encode, text))
+
+    def tool_call_message(self, name: str, arguments: dict[str, object]) -> Message:
+        """See :meth:`Service.tool_call_message`."""
+        try:
+            return self._text.template.tool_call_message(name, arguments)
+        except TpuDeployError as error:
+            raise errors.from_usage(error, "messages") from error
+
+    def submit(self, question: Question, client: str) -> Answering:
+        """See :meth:`Service.submit`."""
+        self._check_ready()
+        if len(question.prompt_ids) > self._card.seq_length:
+            raise errors.too_long(len(question.prompt_ids), self._card.seq_length, "messages")
+        ticket = Ticket(question, client, self._require_loop(), self._limits.timeout_s, self._give_up, self._position)
+        try:
+            dropped = self._queue.put(client, ticket)
+        except QueueFullError:
+            self.metrics.refused.inc()
+            raise errors.queue_full(len(self._queue), self._retry_after_s()) from None
+        if dropped is not None:
+            self.metrics.refused.inc()
+            dropped.fail(errors.queue_full(len(self._queue), self._retry_after_s()))
+        self._dispatch()
+        return ticket
+
+    def health(self) -> Health:
+        """See :meth:`Service.health`."""
+        workers = tuple(
+            WorkerHealth(worker.name, worker.model.devices, worker.job is not None, worker.problem)
+            for worker in self.workers
+        )
+        return Health(workers, len(self._queue), self._stopping)
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests of each client wait."""
+        return self._queue.counts()
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._queue) + len(self._running)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new; give what is there some time, then cancel it."""
+        self._stopping = True
+        deadline = time.monotonic() + grace_s
+        while self.unfinished and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+        self.cancel_all()
+
+    async def close(self) -> bool:
+        """End the workers and free their devices; returns whether all of them did in time."""
+        self.cancel_all()
+        stopped = await asyncio.gather(*(asyncio.to_thread(worker.stop, _STOP_S) for worker in self.workers))
+        return all(stopped)
+
+    def cancel_all(self) -> None:
+        """Cancel what waits and what runs."""
+        self._stopping = True
+        stopped = errors.unavailable("The server is being stopped.", "shutting_down")
+        while (ticket := self._queue.take()) is not None:
+            ticket.fail(stopped)
+        for ticket in list(self._running.values()):
+            ticket.fail(stopped)
+
+    def _check_ready(self) -> None:
+        if self._stopping:
+            raise errors.unavailable("The server is being stopped.", "shutting_down", retry_after_s=_RESTART_S)
+        if all(worker.problem for worker in self.workers):
+            raise errors.unavailable("No device is left that answers.", "no_worker")
+
+    def _check_size(self, chars: int, param: str) -> None:
+        """Refuse what no tokenizer need look at."""
+        most = self._card.seq_length * _LONGEST_TOKEN_CHARS
+        if chars > most:
+            raise errors.ApiError(
+                400,
+                f"This model holds {self._card.seq_length} tokens of prompt and answer together; your prompt of "
+                f"{chars} characters has more. Shorten it.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def _dispatch(self) -> None:
+        """Give waiting tickets to idle workers: each to the one that has computed most of it already."""
+        while any(worker.idle for worker in self.workers) and (ticket := self._queue.take()) is not None:
+            idle = [worker for worker in self.workers if worker.idle]
+            ids = ticket.question.prompt_ids
+            worker = max(idle, key=lambda worker: worker.shared_prefix(ids)) if len(idle) > 1 else idle[0]
+            self._running[ticket.job] = ticket
+            self.metrics.queued_s.observe(ticket.begin())
+            worker.assign(ticket.job)
+
+    def _report(self, worker: Worker, job: Job, outcome: Outcome) -> None:
+        """From a worker's thread."""
+        _call(self._require_loop(), lambda: self._finished(worker, job, outcome))
+
+    def _finished(self, worker: Worker, job: Job, outcome: Outcome) -> None:
+        worker.job, worker.problem = None, outcome.worker_problem
+        ticket = self._running.pop(job)
+        self._answer_s += _SMOOTHING * (ticket.running_s - self._answer_s)
+        self.metrics.count(outcome, ticket.waited_s)
+        ticket.fail(_api_error(outcome.error))  # unless it has ended, as it should
+        if all(other.problem for other in self.workers):
+            self._fail_waiting()
+        self._dispatch()
+
+    def _fail_waiting(self) -> None:
+        while (ticket := self._queue.take()) is not None:
+            ticket.fail(errors.unavailable("No device is left that answers.", "no_worker"))
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """A ticket is wanted no more: its worker hears it before its next pass."""
+        ticket.job.cancelled.set()
+        self._queue.remove(ticket)
+
+    def _position(self, ticket: Ticket) -> int:
+        return next((place for place, other in enumerate(self._queue, 1) if other is ticket), 0)
+
+    def _retry_after_s(self) -> int:
+        alive = sum(not worker.problem for worker in self.workers) or 1
+        return max(1, math.ceil(self._answer_s * (len(self._queue) + 1) / alive))
+
+    def _require_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("the service was not started")
+        return self._loop
+
+
+_POLL_S = 0.05
+_STOP_S = 10.0
+"""How long a worker may take for the pass that it is in, and to free its device."""
+_RESTART_S = 30
+"""When to try again, where the server is stopped."""
+
+
+def _api_error(error: Exception | None) -> errors.ApiError:
+    if isinstance(error, UsageError):
+        return errors.from_usage(error)
+    return errors.device_failed() if isinstance(error, BackendError) else errors.internal()
+
+
+def _call(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(action)
+    except RuntimeError:  # the loop was closed: nobody waits any more
+        _log.debug("nobody hears a worker any more")

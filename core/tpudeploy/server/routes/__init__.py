@@ -1,0 +1,1 @@
+"""The endpoints, one module a group; each gives a router for :func:`tpudeploy.server.app.create_app`."""

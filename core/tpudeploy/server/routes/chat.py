@@ -1,0 +1,81 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tpudeploy.server.bodies import ChatBody
+from tpudeploy.server.chat_form import ChatForm
+from tpudeploy.server.errors import invalid, unsupported
+from tpudeploy.server.messages import conversation, tool_schemas
+from tpudeploy.server.options import options_of, stop_of
+from tpudeploy.server.routes.common import ERRORS, Api, wants_usage
+from tpudeploy.server.service import Question
+
+
+def chat_router(api: Api) -> APIRouter:
+    """The router."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", responses=ERRORS, response_model=None)
+    async def create_chat_completion(body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        headers = api.check(body)
+        api.log_prompt(request, body)
+        _check(body)
+        tools, forced = choose_tools(body, tool_schemas(body.tools, api.settings.limits))
+        messages = conversation(body.messages, tools, api.service, api.settings.limits)
+        question = Question(
+            prompt_ids=await api.service.encode_chat(messages, forced_tool=forced),
+            options=options_of(
+                body,
+                api.settings,
+                max_tokens=body.max_completion_tokens or body.max_tokens,
+                logprobs=body.top_logprobs or 0 if body.logprobs else None,
+            ),
+            stop=stop_of(body.stop, api.settings.limits),
+            offers_tools=bool(tools),
+            most_calls=1 if body.parallel_tool_calls is False else None,
+            forced_tool=forced,
+        )
+        form = ChatForm(api.service.model.name, include_usage=wants_usage(body), logprobs=bool(body.logprobs))
+        return await api.answer(request, question, form, stream=bool(body.stream), headers=headers)
+
+    return router
+
+
+def _check(body: ChatBody) -> None:
+    if body.top_logprobs and not body.logprobs:
+        raise invalid("top_logprobs is only allowed with logprobs.", "top_logprobs")
+    kind = (body.response_format or {}).get("type", "text")
+    if kind != "text":
+        raise unsupported(
+            f"response_format {kind!a:.50} is not supported: nothing here makes sure that an answer is JSON.",
+            "response_format",
+        )
+
+
+def choose_tools(body: ChatBody, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """The tools to offer, and the one that must be called.
+
+    :raises ApiError: a choice that is none, or that cannot be made sure of.
+    """
+    choice = body.tool_choice
+    if choice in (None, "auto"):
+        return tools, None
+    if choice == "none":
+        return [], None
+    names = [tool["name"] for tool in tools]
+    if choice == "required":
+        if len(names) != 1:
+            raise unsupported("tool_choice 'required' needs exactly one tool here. Name one.", "tool_choice")
+        return tools, names[0]
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if name not in names:
+        raise invalid("tool_choice is auto, none, required, or names a function of tools.", "tool_choice")
+    return tools, name
