@@ -62,6 +62,7 @@ def test_every_command_works_as_shown(page: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     shutil.copytree(DEMO, work / "demo-checkpoint")
+    shutil.copytree(ROOT / "examples", work / "examples")
     environment = os.environ | {
         "TPUDEPLOY_HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -85,6 +86,13 @@ def test_every_command_works_as_shown(page: Path, tmp_path: Path) -> None:
             if shown == "..." or any(character.isdigit() for character in shown):
                 continue
             assert shown in said, f"$ {command.text}\nis shown to print: {shown}\nbut printed:\n{said}"
+
+
+def test_a_page_shows_an_example_as_it_is() -> None:
+    page = (ROOT / "docs/how-to/tools.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) == [
+        (ROOT / "examples/weather.py").read_text(encoding="utf-8")
+    ]
 
 
 def test_links_between_pages_lead_somewhere() -> None:

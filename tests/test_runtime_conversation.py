@@ -155,6 +155,23 @@ def test_a_format_that_forces_no_tools_says_so(engine: Engine) -> None:
         converse(engine).send(user("q"), forced_tool="now")
 
 
+class OldTemplate(ByteTemplate):
+    """One of a plugin that knows nothing of forced tools."""
+
+    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:  # type: ignore[override]
+        return super().encode(messages, add_generation_prompt=add_generation_prompt)
+
+    def answer_stream(self) -> AnswerStream:  # type: ignore[override]
+        return super().answer_stream()
+
+
+def test_a_template_that_knows_no_forced_tools_works(engine: Engine, session: TorchSession) -> None:
+    say(session, "hello")
+    assert "".join(Conversation(engine, ByteTokenizer(), OldTemplate()).ask("hi")) == "hello"
+    call = OldTemplate().tool_call_message("f", {"城": [1, None]})
+    assert call == Message(role="assistant", content='{"城": [1, null]}', metadata="f")
+
+
 def turn(number: int) -> tuple[str, str]:
     return f"q{number}".ljust(9, "."), f"a{number}".ljust(9, ".")
 

@@ -118,3 +118,31 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", metavar="N", envvar="TPUDEPLOY_SEED", show_default=False, help="Make drawing repeatable."),
 ]
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue",
+        "-c",
+        envvar="TPUDEPLOY_CONTINUE",
+        show_default=False,
+        help="Go on with the last conversation, with another model if you like; without MODEL, with the same.",
+    ),
+]
+NoStore = Annotated[
+    bool,
+    typer.Option(
+        "--no-store",
+        envvar="TPUDEPLOY_NO_STORE",
+        show_default=False,
+        help="Keep nothing of this conversation on this machine: neither its messages nor what was typed.",
+    ),
+]
+Markdown = Annotated[
+    bool | None,
+    typer.Option(
+        "--markdown/--no-markdown",
+        envvar="TPUDEPLOY_MARKDOWN",
+        show_default=False,
+        help="Render Markdown in a terminal; without it, where the terminal shows colours and NO_COLOR is not set.",
+    ),
+]

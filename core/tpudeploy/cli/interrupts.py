@@ -1,4 +1,4 @@
-"""Ctrl-C stops the answer, not the program."""
+"""Ctrl-C stops the answer, or the tool, not the program."""
 
 from __future__ import annotations
 
@@ -28,5 +28,19 @@ def interrupt_sets_flag() -> Iterator[threading.Event]:
         return
     try:
         yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def interrupt_raises() -> Iterator[None]:
+    """Within the block Ctrl-C raises KeyboardInterrupt at once, also inside of :func:`interrupt_sets_flag`."""
+    try:
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    except ValueError:  # not the main thread: signals are someone else's business
+        yield
+        return
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)

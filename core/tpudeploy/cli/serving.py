@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from tpudeploy.cli.launching import find_target
 from tpudeploy.cli.options import parse_ids
 from tpudeploy.cli.outcome import INTERRUPTED
 from tpudeploy.cli.progress import BuildProgress
 from tpudeploy.cli.terminal import print_line, print_note
-from tpudeploy.errors import MissingPackageError, UsageError
+from tpudeploy.errors import BackendError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from tpudeploy.launch import LaunchRequest, LoadedModel
@@ -134,17 +133,18 @@ class Serving:
             models = self._load(loaded, yes=yes, hub=hub)
             url = url_of(listener)
             _log_to_stderr()
-            in_order = serve(
+            freed = serve(
                 listener,
                 models,
                 self._settings,
                 grace_s=self._grace_s,
                 ready=lambda: self._announce(models, url),
                 stopping=self._tell_end,
+                at_once=_end_at_once,
             )
             loaded.pop_all()  # the server has closed them, or a device still computes and must not be touched
-        if not in_order:
-            raise typer.Exit(INTERRUPTED)
+        if not freed:
+            raise BackendError("a device did not finish in time what it computes; it is free when the process is gone.")
 
     def _load(self, loaded: ExitStack, *, yes: bool, hub: str) -> list[LoadedModel]:
         """Load every replica; what one builds, the next finds."""
@@ -173,6 +173,13 @@ class Serving:
                 f"stopping: {count} request{'s' if count > 1 else ''} may take {self._grace_s:g} s more; "
                 "a second Ctrl-C ends at once."
             )
+
+
+def _end_at_once() -> None:
+    """Wait for nothing: not for answers, and not for a device that may never come back."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _log_to_stderr() -> None:

@@ -68,10 +68,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     :param right: indices of columns of numbers.
     """
     cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        sized = enumerate(zip(row, widths, strict=True))
-        print_line("  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in sized).rstrip())
+        spaces = [" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)]
+        sized = enumerate(zip(row, spaces, strict=True))
+        print_line("  ".join(space + cell if i in right else cell + space for i, (cell, space) in sized).rstrip())
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows printable text: Chinese takes two columns a character."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else unicodedata.combining(c) == 0 for c in text)
 
 
 def print_facts(facts: Sequence[tuple[str, str]], *, indent: str = "") -> None:
@@ -92,6 +100,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def escaped(text: str) -> str:
+    """``text`` on one line, with everything in it written out that does not show as itself.
+
+    Controls, line ends and changes of direction: what a person is asked about must be what is done.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_bytes(count: int) -> str:

@@ -94,19 +94,23 @@ class LoadedModel:
             raise TokenizerError(f"there is no tokenizer for {self.title}.", hint=NO_TOKENIZER_HINT)
         return self.text
 
+    def with_stops(self, options: GenerationOptions) -> GenerationOptions:
+        """The same options; what ends this model's answers is among them."""
+        return replace(options, stop_ids=options.stop_ids | self.stop_ids)
+
     def conversation(
         self, *, system: str = "", tools: Sequence[dict[str, Any]] = (), options: GenerationOptions
     ) -> Conversation:
         """A new conversation. :raises TokenizerError: the model has no tokenizer here."""
         text = self.require_text()
-        options = replace(options, stop_ids=options.stop_ids | self.stop_ids)
+        options = self.with_stops(options)
         return Conversation(self.engine, text.tokenizer, text.template, system=system, tools=tools, options=options)
 
     def generate(
         self, prompt_ids: Sequence[int], options: GenerationOptions, *, cancelled: Cancelled = never
     ) -> Generation:
         """Continue token ids as they are, without a template."""
-        options = replace(options, stop_ids=options.stop_ids | self.stop_ids)
+        options = self.with_stops(options)
         return generate(self.engine, prompt_ids, options, cancelled=cancelled)
 
     def close(self) -> None:

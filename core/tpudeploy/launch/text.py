@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tpudeploy.contracts.adapter import ModelAdapter
 from tpudeploy.contracts.chat import ChatTemplate, Message, Tokenizer
@@ -18,9 +19,9 @@ class TextTools:
     tokenizer: Tokenizer
     template: ChatTemplate
 
-    def prompt_ids(self, text: str, *, system: str = "") -> list[int]:
-        """Ids of a conversation's first question, ready to be answered."""
-        head = [Message(role="system", content=system)] if system else []
+    def prompt_ids(self, text: str, *, system: str = "", tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Ids of a conversation's first question, ready to be answered. :param tools: function schemas to offer."""
+        head = [Message(role="system", content=system, tools=tuple(tools))] if system or tools else []
         return self.template.encode([*head, Message(role="user", content=text)])
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tpudeploy.contracts.chat import Answer, ChatTemplate, Message, Tokenizer
+from tpudeploy.errors import UsageError
 from tpudeploy.runtime.generator import (
     DEFAULT_OPTIONS,
     GenerationOptions,
     GenerationResult,
+    check_choice,
     generate,
     never,
 )
@@ -78,8 +80,8 @@ class Conversation:
         self._tokenizer = tokenizer
         self._template = template
         self._options = options
-        has_system = bool(system or tools)
-        self._head = (Message(role="system", content=system, tools=tuple(tools)),) if has_system else ()
+        self._tools = tuple(tools)
+        self._head = self._head_of(system)
         self._messages: list[Message] = []
         self._first = 0  # of those that are sent
         self._reply: Reply | None = None
@@ -94,6 +96,57 @@ class Conversation:
     def stats(self) -> ConversationStats:
         """What it has cost so far."""
         return self._stats
+
+    @property
+    def system(self) -> str:
+        """Text of the system message; empty for none. Setting it leaves the turns as they are."""
+        return self._head[0].content if self._head else ""
+
+    @system.setter
+    def system(self, text: str) -> None:
+        self._close_reply()
+        self._head = self._head_of(text)
+
+    @property
+    def options(self) -> GenerationOptions:
+        """How to generate. Setting it raises UsageError where the nets cannot: see :func:`check_choice`."""
+        return self._options
+
+    @options.setter
+    def options(self, options: GenerationOptions) -> None:
+        check_choice(self._engine, options)
+        self._options = options
+
+    def restore(self, messages: Sequence[Message]) -> None:
+        """Go on from these messages instead, as :attr:`messages` gave them; tools and :attr:`stats` stay.
+
+        :param messages: the first may be a system message; without one there is none from now on.
+        :raises UsageError: a system message that is not the first.
+        """
+        head, turns = list(messages[:1]), list(messages[1:])
+        if head and head[0].role != "system":
+            head, turns = [], list(messages)
+        if any(message.role == "system" for message in turns):
+            raise UsageError("a system message may only be the first of a conversation.")
+        self._close_reply()
+        self._head = self._head_of(head[0].content if head else "")
+        self._messages = turns
+        self._send_all()
+
+    def drop_last_turn(self) -> Message | None:
+        """Forget the newest turn: a user's message and all that follows it. What it cost stays in :attr:`stats`.
+
+        :returns: the user's message; None where there is no turn.
+        """
+        self._close_reply()
+        starts = [index for index, message in enumerate(self._messages) if message.role == "user"]
+        if not starts:
+            return None
+        dropped = self._messages[starts[-1]]
+        del self._messages[starts[-1] :]
+        if self._first >= len(self._messages):  # none is left of what was sent: there is room for older turns again
+            self._send_all()
+        return dropped
 
     def reset(self) -> None:
         """Forget every message but the system's, and close a reply that is open."""
@@ -143,6 +196,11 @@ class Conversation:
         )
         return self._reply
 
+    def add(self, *messages: Message) -> None:
+        """Put messages in without asking for a reply, for example results of calls that nobody wants commented."""
+        self._close_reply()
+        self._messages += messages
+
     def _fit(
         self, sent_now: Sequence[Message], options: GenerationOptions, forced_tool: str | None
     ) -> tuple[int, list[int]]:
@@ -185,6 +243,14 @@ class Conversation:
             context_tokens=result.prompt_tokens + len(result.token_ids),
             last=result,
         )
+
+    def _send_all(self) -> None:
+        self._first = 0
+        self._stats = replace(self._stats, trimmed_turns=0)
+
+    def _head_of(self, system: str) -> tuple[Message, ...]:
+        has_system = bool(system or self._tools)
+        return (Message(role="system", content=system, tools=self._tools),) if has_system else ()
 
     def _close_reply(self) -> None:
         if self._reply is not None:

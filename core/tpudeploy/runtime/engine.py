@@ -20,14 +20,19 @@ from tpudeploy.runtime.bundle_store import Bundle
 from tpudeploy.runtime.head import Head
 from tpudeploy.runtime.hidden import HiddenStates, PartialSums
 from tpudeploy.runtime.kv_cache import KvCache
+from tpudeploy.runtime.kv_rows import common_length
 from tpudeploy.runtime.pass_cycles import stage_cycles
 from tpudeploy.runtime.pass_plan import PassPlanner, stage_costs
 from tpudeploy.runtime.passes import Pass
+from tpudeploy.runtime.prefix_keeper import PrefixKeeper
+from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
 from tpudeploy.runtime.token_engine import TokenEngine
 
 ROUNDING = {DType.F32: 3e-5, DType.F16: 0.002, DType.BF16: 0.016}
 """See :attr:`TokenEngine.rounding`; of one layer, they add up as random errors do. docs/explanation/speculation.md"""
+_FEW_TOKENS = 8
+"""Not worth a copy, where every token takes a pass of its own."""
 
 
 class Engine(TokenEngine):
@@ -52,6 +57,7 @@ class Engine(TokenEngine):
         self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
         self._verify_stages = self.nets.stages(NetKind.VERIFY)
         self._sized: tuple[int, int, Pass] | None = None
+        self._keeper: PrefixKeeper | None = None
 
     @property
     def seq_length(self) -> int:
@@ -75,8 +81,33 @@ class Engine(TokenEngine):
         :returns: the number of tokens kept: what is left to :meth:`forward` are ``ids`` from there on.
         """
         kept = max(0, min(self.cache.common_prefix(ids, known), len(ids) - 1))
+        if self._keeper is not None:
+            kept = self._keeper.exchange(ids, kept)
         self.cache.truncate(kept)
         return kept
+
+    def keep_prefixes(self, store: PrefixStore | None) -> bool:
+        """See :meth:`TokenEngine.keep_prefixes`."""
+        self._keeper = None
+        if store is not None:
+            manifest = self.session.manifest
+            bundle = (manifest.checkpoint_digest, manifest.quant, manifest.format, manifest.nets.config)
+            store.use_for((*bundle, self.cache.dtype, self.cache.row_sizes()))
+            least = self._smallest_prefill
+            self._keeper = PrefixKeeper(self.cache, self._planner, store, seq_length=self.seq_length, least=least)
+        return True
+
+    def shared_prefix(self, ids: Sequence[int]) -> int:
+        """See :meth:`TokenEngine.shared_prefix`."""
+        keeper = self._keeper
+        return keeper.shared(ids) if keeper is not None else common_length(self.cache.ids, tuple(ids[:-1]))
+
+    @property
+    def _smallest_prefill(self) -> int:
+        """Tokens of the smallest prefill pass."""
+        kinds = (NetKind.PREFILL, NetKind.PREFILL_FIRST)
+        chunks = [stage.new_tokens for kind in kinds for stage in self.nets.stages(kind)]
+        return min(chunks, default=_FEW_TOKENS)
 
     def pass_size(self, count: int) -> int:
         """How many of ``count`` further tokens the next pass takes."""

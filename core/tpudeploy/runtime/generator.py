@@ -119,7 +119,7 @@ class Generation(Iterator[TokenEvent]):
         self._prompt_tokens = len(ids)
         self._limit = _token_limit(self._prompt_tokens, engine.seq_length, options.max_new_tokens)
         self._stop_ids = frozenset() if options.ignore_eos else options.stop_ids
-        _check_choice(engine, options)
+        check_choice(engine, options)
         ends = Ends(self._stop_ids, self._prompt_tokens + self._limit)
         self._sampler = Sampler(options.sampling, ids, logprobs=options.logprobs)
         self._writer = Writer(engine, ids, self._sampler, options.drafter, ends, cancelled)
@@ -215,8 +215,8 @@ def _token_limit(prompt_tokens: int, seq_length: int, wanted: int | None) -> int
     return room if wanted is None else min(wanted, room)
 
 
-def _check_choice(engine: TokenEngine, options: GenerationOptions) -> None:
-    """Refuse what only logits allow, and biases of tokens that there are not."""
+def check_choice(engine: TokenEngine, options: GenerationOptions) -> None:
+    """:raises UsageError: what only logits allow, where the nets give none; a bias of a token that there is not."""
     sampling, vocab_size = options.sampling, engine.vocab_size
     if not engine.gives_logits and not sampling.plain:
         raise UsageError(

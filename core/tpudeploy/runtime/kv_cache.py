@@ -20,6 +20,7 @@ import numpy as np
 
 from tpudeploy.contracts.backend import Buffer, Session, TensorView
 from tpudeploy.contracts.net import NetSpec
+from tpudeploy.runtime.kv_rows import CacheState, Piece, Rows
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,14 @@ class KvCache:
         self._session = session
         self.capacity = capacity
         self._parts = {(index, net.chip): self._allocate(net) for index, nets in enumerate(layers) for net in nets}
-        self._dtype = layers[0][0].output("present_k").dtype
+        self.dtype = layers[0][0].output("present_k").dtype
         self._ids: list[int] = []
         self._starts: list[int] = []  # of the passes, but one a token where drafts were verified
         self._settled = 0
         self.revision = 0
         """Another number after every change of which tokens are held; counted before, should it be interrupted."""
+        self.copied = 0
+        """How many leading rows are still those that somebody copied and noted here."""
 
     def _allocate(self, net: NetSpec) -> LayerCache:
         row = net.output("present_k")
@@ -75,6 +78,11 @@ class KvCache:
         """How many leading rows are just what they would be had no token ever been drafted."""
         return self._settled
 
+    @property
+    def state(self) -> CacheState:
+        """What is known of the tokens."""
+        return CacheState(tuple(self._ids), tuple(self._starts), self._settled)
+
     def next_pass(self, start: int) -> int:
         """Where the pass that began with row ``start`` ends."""
         later = bisect_right(self._starts, start)
@@ -93,8 +101,8 @@ class KvCache:
         buffers = self._parts[layer, chip]
         shape = (1, rows, *buffers.row_shape)
         return (
-            TensorView(buffers.keys, shape, self._dtype),
-            TensorView(buffers.values, shape, self._dtype),
+            TensorView(buffers.keys, shape, self.dtype),
+            TensorView(buffers.values, shape, self.dtype),
         )
 
     def common_prefix(self, ids: Sequence[int], known: int = 0) -> int:
@@ -131,6 +139,39 @@ class KvCache:
         del self._ids[length:]
         del self._starts[bisect_left(self._starts, length) :]
         self._settled = min(self._settled, length)
+        self.copied = min(self.copied, length)
+
+    def read_rows(self, start: int) -> Rows:
+        """Copy the rows from position ``start`` on to the host.
+
+        :raises BackendError: a device failed.
+        :raises MemoryError: the host has no room.
+        """
+        self._session.sync()
+        rows = []
+        for part in self._parts.values():
+            for buffer in (part.keys, part.values):
+                rows.append(np.empty((self.length - start, part.row_bytes), dtype=np.uint8))
+                self._session.read_bytes(buffer, rows[-1], start * part.row_bytes)
+        return rows
+
+    def restore(self, state: CacheState, pieces: Sequence[Piece]) -> None:
+        """Hold the tokens of ``state``, whose rows :meth:`read_rows` once copied.
+
+        Interrupted, the cache holds those that it had and that come before the pieces.
+
+        :param pieces: rows up to the end, one after the other; those before them are in the cache.
+        :raises BackendError: a device failed.
+        """
+        self.truncate(pieces[0].start if pieces else len(state.ids))
+        self._session.sync()
+        for piece in pieces:
+            rows = iter(piece.rows)
+            for part in self._parts.values():
+                for buffer in (part.keys, part.values):
+                    self._session.write_bytes(buffer, next(rows), piece.start * part.row_bytes)
+        self.revision += 1
+        self._starts, self._ids, self._settled = list(state.starts), list(state.ids), state.settled
 
     def rollback(self, count: int) -> None:
         """Forget the last ``count`` tokens, or all where there are fewer."""

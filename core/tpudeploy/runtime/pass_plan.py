@@ -76,6 +76,15 @@ class PassPlanner:
             return min(self._able(cached), key=lambda index: self._costs[index])
         return self.plan(cached, count)[0]
 
+    def cost(self, cached: int, count: int) -> int:
+        """What :meth:`plan` costs."""
+        return sum(self._costs[index] for index in self.plan(cached, count))
+
+    @property
+    def cheapest(self) -> int:
+        """The cost of the cheapest pass."""
+        return min(self._costs)
+
     def _size(self, index: int) -> int:
         return self._stages[index].new_tokens
 

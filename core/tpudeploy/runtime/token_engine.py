@@ -10,6 +10,7 @@ from typing_extensions import Self
 from tpudeploy.contracts.backend import Session
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.errors import UsageError
+from tpudeploy.runtime.prefix_store import PrefixStore
 
 
 class TokenEngine(ABC):
@@ -36,6 +37,21 @@ class TokenEngine(ABC):
     def revision(self) -> int | None:
         """Another number after every change of which tokens the cache holds, whoever made it; None: it is not told."""
         return None
+
+    def keep_prefixes(self, store: PrefixStore | None) -> bool:
+        """Save what the cache loses to other sequences, and restore it when they come again; None: no longer.
+
+        :returns: whether this engine can.
+        :raises UsageError: the store holds rows of other nets.
+        """
+        return False
+
+    def shared_prefix(self, ids: Sequence[int]) -> int:
+        """How many leading tokens of a prompt need not be computed, because cache or store hold them.
+
+        Cheap, and from any thread: a hint, for by the time the prompt is computed it may be fewer or more.
+        """
+        return 0
 
     @abstractmethod
     def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:

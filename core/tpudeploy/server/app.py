@@ -13,17 +13,18 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from tpudeploy import __version__
 from tpudeploy.server.errors import ApiError, invalid, not_found
 from tpudeploy.server.metrics import Metrics
 from tpudeploy.server.middleware import BodyLimit, Guard, RequestLog
+from tpudeploy.server.page_routes import page_routes
 from tpudeploy.server.respond import error_response
 from tpudeploy.server.routes.chat import chat_router
 from tpudeploy.server.routes.common import Api
 from tpudeploy.server.routes.completions import completions_router
 from tpudeploy.server.routes.models import models_router
+from tpudeploy.server.routes.responses import responses_router
 from tpudeploy.server.routes.state import state_router
 from tpudeploy.server.service import Service
 from tpudeploy.server.settings import ServerSettings
@@ -37,12 +38,10 @@ def create_app(
     service: Service,
     settings: ServerSettings,
     metrics: Metrics | None = None,
-    routes: Sequence[BaseRoute] = (),
 ) -> FastAPI:
     """The application, for uvicorn, Ray Serve or a test to run.
 
     :param metrics: what ``/metrics`` tells; the service may count in the same.
-    :param routes: further ones, for example of a page. Nobody needs a key for them.
     """
     metrics = metrics or Metrics()
     api = Api(service, settings)
@@ -55,10 +54,10 @@ def create_app(
         exception_handlers=_HANDLERS,
         middleware=_middleware(settings, metrics),
     )
-    for router in (chat_router, completions_router, models_router):
+    for router in (chat_router, completions_router, responses_router, models_router):
         app.include_router(router(api))
     app.include_router(state_router(api, metrics))
-    app.router.routes.extend(routes)
+    app.router.routes.extend(page_routes())
     return app
 
 

@@ -115,3 +115,43 @@ class CompletionBody(GeneratingBody):
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
+
+
+class InputItem(Body):
+    """One item of a response's input: a message, a call, or a call's result."""
+
+    type: str = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | list[ContentPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[ContentPart] | None = None
+
+
+class ResponseTool(Body):
+    """A tool, as ``/v1/responses`` describes it."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ResponseText(Body):
+    """How the text is to look."""
+
+    format: dict[str, Any] | None = None
+
+
+class ResponseBody(SamplingBody):
+    """``POST /v1/responses``."""
+
+    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    text: ResponseText | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

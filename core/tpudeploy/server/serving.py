@@ -11,8 +11,10 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import uvicorn
+from fastapi import FastAPI
 
 from tpudeploy.launch.loaded import LoadedModel
 from tpudeploy.server.app import create_app
@@ -20,6 +22,7 @@ from tpudeploy.server.local_service import LocalService
 from tpudeploy.server.metrics import Metrics
 from tpudeploy.server.settings import ServerSettings
 
+_POLL_S = 0.01
 _LAST_WORDS_S = 5
 """How long responses that were cut short may take to be sent."""
 
@@ -41,6 +44,7 @@ def serve(
     grace_s: float,
     ready: Callable[[], None],
     stopping: Callable[[int], None],
+    at_once: Callable[[], None],
 ) -> bool:
     """Answer requests until a signal says to stop; the models are closed then.
 
@@ -48,69 +52,61 @@ def serve(
     :param models: one a worker.
     :param grace_s: seconds that answers may still take after the signal.
     :param ready: called when requests are answered.
-    :param stopping: called with the number of answers that are waited for.
-    :returns: whether everything ended in order; not so after a second signal.
+    :param stopping: called at the signal, with the number of answers that are waited for.
+    :param at_once: called at a second signal; ends the process.
+    :returns: whether every device was freed; one that hangs in a net cannot be.
     """
-    return asyncio.run(_Serving(listener, models, settings, grace_s).run(ready, stopping))
+    metrics = Metrics()
+    service = LocalService(models, settings.limits, metrics)
+    app = create_app(service, settings, metrics)
+    told = _Told(ready, stopping, at_once)
+    return asyncio.run(_run(listener, service, _Server(_config(app)), grace_s, told))
 
 
-class _Serving:
-    def __init__(
-        self, listener: socket.socket, models: Sequence[LoadedModel], settings: ServerSettings, grace_s: float
-    ) -> None:
-        metrics = Metrics()
-        self._service = LocalService(models, settings.limits, metrics)
-        self._listener = listener
-        self._grace_s = grace_s
-        self._server = _Server(
-            uvicorn.Config(
-                create_app(self._service, settings, metrics),
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_LAST_WORDS_S,
-            )
-        )
-        self._signals = 0
-        self._stop = asyncio.Event()
-        self._at_once = asyncio.Event()
+@dataclass(frozen=True)
+class _Told:
+    ready: Callable[[], None]
+    stopping: Callable[[int], None]
+    at_once: Callable[[], None]
 
-    async def run(self, ready: Callable[[], None], stopping: Callable[[int], None]) -> bool:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-        self._service.start()
-        serving = asyncio.ensure_future(self._server.serve(sockets=[self._listener]))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        while not self._server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        ready()
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
-        stopping(self._service.unfinished)
-        return await self._wind_down(serving)
 
-    async def _wind_down(self, serving: asyncio.Future[None]) -> bool:
-        """Drain, then stop; all of it is given up on a second signal."""
-        in_order = asyncio.ensure_future(self._finish(serving))
-        at_once = asyncio.ensure_future(self._at_once.wait())
-        await asyncio.wait({in_order, at_once}, return_when=asyncio.FIRST_COMPLETED)
-        if in_order.done():
-            return in_order.result()
-        self._server.force_exit = self._server.should_exit = True
-        return False
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",  # the same everywhere, whatever else is installed
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+    )
 
-    async def _finish(self, serving: asyncio.Future[None]) -> bool:
-        await self._service.drain(self._grace_s)
-        self._server.should_exit = True
-        await serving
-        return await self._service.close()
 
-    def _signalled(self) -> None:
-        self._signals += 1
-        (self._stop if self._signals == 1 else self._at_once).set()
+async def _run(
+    listener: socket.socket, service: LocalService, server: uvicorn.Server, grace_s: float, told: _Told
+) -> bool:
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            told.at_once()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    service.start()
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    stopped = asyncio.ensure_future(stop.wait())
+    while not server.started and not serving.done():
+        await asyncio.sleep(_POLL_S)
+    told.ready()
+    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    told.stopping(service.unfinished)
+    await service.drain(grace_s)
+    server.should_exit = True
+    await serving
+    stopped.cancel()
+    return await service.close()

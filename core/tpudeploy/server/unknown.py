@@ -15,7 +15,8 @@ from tpudeploy.server.errors import unsupported
 _HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prediction", "reasoning_effort", "verbosity", "stream_options",
+        "prediction", "reasoning_effort", "verbosity", "stream_options", "reasoning", "include", "truncation",
+        "max_tool_calls",
     }
 )  # fmt: skip
 """They change nothing of an answer of this model."""
@@ -54,7 +55,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "background": (False,),
     "conversation": (),
     "previous_response_id": (),
-    "prompt_template": (),
 }
 """Values beside null that ask for nothing; any other value would change the answer."""
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from tpudeploy.cli import generation_options as how
-from tpudeploy.cli import net_options, options
+from tpudeploy.cli import net_options, options, tool_options
+
+if TYPE_CHECKING:
+    from tpudeploy.cli.chat_keeper import Resumed
+    from tpudeploy.cli.chat_settings import ChatSettings
+    from tpudeploy.cli.question import Question
+    from tpudeploy.cli.tool_calls import ToolSession
+    from tpudeploy.launch import Target
 
 
 def run(
+    context: typer.Context,
     model: options.OptionalModel = "",
     prompt: how.Prompt = None,
     quant: options.Quant = "",
@@ -34,6 +45,8 @@ def run(
     frequency_penalty: how.FrequencyPenalty = 0.0,
     seed: how.Seed = None,
     draft: how.Draft = "prompt-lookup",
+    tools: tool_options.Tools = None,
+    max_tool_rounds: tool_options.MaxToolRounds = 8,
     yes: options.Yes = False,
     hub: options.Hub = "",
     force: options.Force = False,
@@ -41,25 +54,30 @@ def run(
     offline: options.Offline = False,
     toolchain: options.Toolchain = None,
     as_json: options.Json = False,
+    resume: how.Continue = False,
+    no_store: how.NoStore = False,
+    markdown: how.Markdown = None,
 ) -> None:
     """Answer a prompt, or hold a conversation.
 
     The answer goes to stdout, everything else to stderr. What has to be compiled first is compiled once and kept.
     """
-    from tpudeploy.cli.answer import answer_once
     from tpudeploy.cli.bundles import local_bmodel, local_bundle
-    from tpudeploy.cli.chat import chat
+    from tpudeploy.cli.chat_settings import ChatSettings
     from tpudeploy.cli.question import read_question
+    from tpudeploy.cli.tool_calls import open_tools
     from tpudeploy.cli.weights import ensure_weights
     from tpudeploy.launch import LaunchRequest, open_target
-    from tpudeploy.launch.generation import find_drafter, generation_options
     from tpudeploy.launch.targets import check_names
     from tpudeploy.launch.usage import check_usage
     from tpudeploy.plugins import registry
     from tpudeploy.settings import load_settings
 
-    model, prompt = _told_apart(model, prompt, bundle, bmodel, prompt_ids)
-    generation = generation_options(
+    settings = load_settings()
+    resumed = _last(context, settings.home) if resume else None
+    model, prompt = _model_and_prompt(model, prompt, resumed, bundle=bundle, bmodel=bmodel, prompt_ids=prompt_ids)
+    generation = ChatSettings(
+        registry(),
         max_new_tokens=max_new_tokens,
         ignore_eos=ignore_eos,
         greedy=greedy,
@@ -70,7 +88,9 @@ def run(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         seed=seed,
-        drafter=find_drafter(draft, registry()),
+        draft=draft,
+        markdown=markdown,
+        store=not no_store,
     )
     request = LaunchRequest(
         model=model,
@@ -87,33 +107,81 @@ def run(
         force=force,
         verify_files=verify_files,
     )
+    session = open_tools(tools, yes=yes, max_rounds=max_tool_rounds, prompt_ids=prompt_ids)
     check_usage(request)  # before gigabytes are looked for, unpacked or compared
     if bundle is not None:
         request = request.model_copy(update={"bundle": local_bundle(bundle, backend=backend, force=force)})
-    found, settings = registry(), load_settings()
+    found = registry()
     known = check_names(request, found) if bundle is None else None  # told before stdin is read
     question = read_question(prompt, prompt_ids, system, as_json=as_json)
     if known is not None and bmodel is None:
         ensure_weights(known, settings, model_dir=model_dir, yes=yes, hub=hub)
     target = open_target(request, settings, found)
+    _talk(target, question, generation, resumed, system=system, as_json=as_json, tools=session)
+
+
+def _talk(
+    target: Target,
+    question: Question | None,
+    settings: ChatSettings,
+    resumed: Resumed | None,
+    *,
+    system: str,
+    as_json: bool,
+    tools: ToolSession | None,
+) -> None:
+    """Answer the question, or converse where there is none."""
+    from tpudeploy.cli.answer import answer_once
+    from tpudeploy.cli.chat import chat
+    from tpudeploy.cli.chat_keeper import ChatKeeper
+    from tpudeploy.cli.chat_store import ChatStore
+    from tpudeploy.cli.terminal import print_note
+    from tpudeploy.settings import load_settings
+
+    kept = settings.store and (resumed is not None or question is None or not as_json)
+    quiet = question is not None and resumed is None  # nobody asked for it to be kept
+    keeper = ChatKeeper(ChatStore(load_settings().home), enabled=kept, quiet=quiet)
+    if resumed is not None:
+        keeper.resume(resumed)
+        for problem in settings.restore(resumed.chat.settings):
+            print_note(f"({problem})")
     if question is None:
-        chat(target, generation, system=system)
+        chat(target, settings, keeper, system=system, resumed=resumed, tools=tools)
     else:
-        answer_once(target, question, generation, as_json=as_json)
+        answer_once(target, question, settings, keeper, as_json=as_json, resumed=resumed, tools=tools)
 
 
-def _told_apart(
-    model: str, prompt: str | None, bundle: Path | None, bmodel: Path | None, prompt_ids: str
+def _model_and_prompt(
+    model: str,
+    prompt: str | None,
+    resumed: Resumed | None,
+    *,
+    bundle: Path | None,
+    bmodel: Path | None,
+    prompt_ids: str,
 ) -> tuple[str, str | None]:
-    """Model and prompt: a bundle knows its model, so that the one argument beside it is the prompt."""
-    if prompt is None and not _is_model(model):
-        if bundle is not None:
-            return "", model or None
-        if bmodel is not None and not prompt_ids and model:
-            from tpudeploy.launch.usage import no_model_named
+    """What the arguments are: where the model is known without being named, the one of them is the prompt."""
+    from tpudeploy.launch.usage import no_model_named
 
-            raise no_model_named(model)
+    if prompt is not None or _is_model(model):
+        return model, prompt
+    if resumed is not None and bundle is None and bmodel is None:
+        return resumed.chat.model, model or None
+    if bundle is not None:
+        return "", model or None
+    if bmodel is not None and model and not prompt_ids:
+        raise no_model_named(model)
     return model, prompt
+
+
+def _last(context: typer.Context, home: Path) -> Resumed:
+    """The conversation to go on with; what was said on the command line or in the environment wins over it."""
+    from tpudeploy.cli.chat_keeper import resume_last
+    from tpudeploy.cli.chat_store import ChatStore
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    return resume_last(ChatStore(home), given)
 
 
 def _is_model(text: str) -> bool:

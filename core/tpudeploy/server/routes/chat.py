@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +13,7 @@ from tpudeploy.server.messages import conversation, tool_schemas
 from tpudeploy.server.options import options_of, stop_of
 from tpudeploy.server.routes.common import ERRORS, Api, wants_usage
 from tpudeploy.server.service import Question
+from tpudeploy.server.tool_choice import choose_tools
 
 
 def chat_router(api: Api) -> APIRouter:
@@ -27,7 +26,7 @@ def chat_router(api: Api) -> APIRouter:
         headers = api.check(body)
         api.log_prompt(request, body)
         _check(body)
-        tools, forced = choose_tools(body, tool_schemas(body.tools, api.settings.limits))
+        tools, forced = choose_tools(body.tool_choice, tool_schemas(body.tools, api.settings.limits))
         messages = conversation(body.messages, tools, api.service, api.settings.limits)
         question = Question(
             prompt_ids=await api.service.encode_chat(messages, forced_tool=forced),
@@ -57,25 +56,3 @@ def _check(body: ChatBody) -> None:
             f"response_format {kind!a:.50} is not supported: nothing here makes sure that an answer is JSON.",
             "response_format",
         )
-
-
-def choose_tools(body: ChatBody, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-    """The tools to offer, and the one that must be called.
-
-    :raises ApiError: a choice that is none, or that cannot be made sure of.
-    """
-    choice = body.tool_choice
-    if choice in (None, "auto"):
-        return tools, None
-    if choice == "none":
-        return [], None
-    names = [tool["name"] for tool in tools]
-    if choice == "required":
-        if len(names) != 1:
-            raise unsupported("tool_choice 'required' needs exactly one tool here. Name one.", "tool_choice")
-        return tools, names[0]
-    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if name not in names:
-        raise invalid("tool_choice is auto, none, required, or names a function of tools.", "tool_choice")
-    return tools, name
