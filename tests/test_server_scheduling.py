@@ -154,7 +154,7 @@ def test_a_failed_answer_does_not_spoil_the_next() -> None:
         assert failed.json()["error"]["code"] == "device_error"
         assert "sophon" not in failed.text
         assert server.chat().json()["choices"][0]["message"]["content"] == "abcdefghij"
-        assert httpx.get(f"{server.url}/health").json() == {"status": "ready", "workers": 1, "dead_workers": 0}
+        assert server.get("/health").json() == {"status": "ready", "workers": 1, "dead_workers": 0}
 
 
 def test_a_lost_device_is_told_and_the_others_go_on() -> None:
@@ -167,14 +167,14 @@ def test_a_lost_device_is_told_and_the_others_go_on() -> None:
         lost.before_pass = fail
         assert server.chat().status_code == 500
         assert {server.chat().status_code for _ in range(3)} == {200}
-        health = httpx.get(f"{server.url}/health")
+        health = server.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "degraded")
         assert server.metric("tpudeploy_worker_up") == 1
         other.before_pass = fail
         assert server.chat().status_code == 500
         refused = server.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_worker")
-        assert httpx.get(f"{server.url}/health").status_code == 503
+        assert server.get("/health").status_code == 503
 
 
 def test_replicas_answer_at_once_and_take_up_what_they_have_computed() -> None:
@@ -206,7 +206,7 @@ def test_stopping_lets_answers_finish_and_turns_away_what_comes() -> None:
         wait_until(lambda: server.service.health().stopping, "it stops")
         refused = server.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-        assert httpx.get(f"{server.url}/health").json()["status"] == "stopping"
+        assert server.get("/health").json()["status"] == "stopping"
         gate.open()
         assert running.result().status_code == 200
         drained.join(10)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 _SEED = 1 << 63
 
@@ -13,6 +14,18 @@ class Body(BaseModel):
     """What all of them are: fields that are not declared are kept, and judged by :mod:`tpudeploy.server.unknown`."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_halves_of_characters(cls, value: object) -> object:
+        """JSON can say half of a surrogate pair; no tokenizer can take it."""
+        for text in value if isinstance(value, list) else (value,):
+            try:
+                if isinstance(text, str):
+                    text.encode()
+            except UnicodeEncodeError:
+                raise PydanticCustomError("half_character", "holds half of a character") from None
+        return value
 
 
 class StreamOptions(Body):

@@ -97,6 +97,11 @@ def timed_out(timeout_s: float) -> ApiError:
     )
 
 
+def cancelled() -> ApiError:
+    """499, as proxies call it: the client went away. Nobody is there to read it."""
+    return ApiError(499, "The request was cancelled.", code="cancelled")
+
+
 def device_failed() -> ApiError:
     """500: the device did not compute; what it said is in the log."""
     return ApiError(500, "The device failed while it computed the answer.", kind=_SERVER, code="device_error")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
@@ -13,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from tpudeploy.server.errors import ApiError
 
+_AGAIN_S = 0.5
 EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """A proxy is to pass on each event at once."""
 
@@ -63,7 +63,7 @@ class EventStream(Response):
         gone = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
+            if sending.done() and not sending.cancelled():
                 sending.result()
         finally:
             self._on_end()
@@ -71,12 +71,13 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        loop, own = asyncio.get_running_loop(), asyncio.current_task()
         async for piece in self._pieces:
-            message = {"type": "http.response.body", "body": piece.encode("utf-8", "replace"), "more_body": True}
-            try:
-                await asyncio.wait_for(send(message), self._stalled_s)
-            except asyncio.TimeoutError:
-                return
+            # Not wait_for: up to Python 3.11 it swallows a cancellation that comes just when the sending is done.
+            stalled = loop.call_later(self._stalled_s, own.cancel) if own is not None else None
+            await send({"type": "http.response.body", "body": piece.encode("utf-8", "replace"), "more_body": True})
+            if stalled is not None:
+                stalled.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -89,7 +90,8 @@ async def disconnected(receive: Receive) -> None:
 async def cancel_tasks(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait until they have ended, in whichever way."""
     for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        while not task.done():  # a task may miss a cancellation that comes at the wrong moment
+            task.cancel()
+            await asyncio.wait({task}, timeout=_AGAIN_S)
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody complains

@@ -69,7 +69,9 @@ class Ticket(Answering):
 
     def cancel(self) -> None:
         """See :meth:`Answering.cancel`."""
-        self._end()
+        self.fail(
+            errors.cancelled()
+        )  # nobody is there to read it; whoever still waits for events must not wait for ever
 
     def fail(self, error: errors.ApiError) -> None:
         """End it with an error, unless it has ended."""
