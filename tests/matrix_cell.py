@@ -10,13 +10,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from sail_support import fake_sail
 from tpudeploy.compile.toolchain import find_toolchain
 from tpudeploy.errors import TpuDeployError
 from tpudeploy.plugins import registry
 from tpudeploy.runtime.bundle_store import open_bundle
-from tpudeploy.runtime.engine import open_engine
+from tpudeploy.runtime.engine import Engine, open_engine
 from tpudeploy.runtime.generator import GenerationOptions, generate
+from tpudeploy.runtime.kv_rows import Piece, Rows, slice_rows
 from tpudeploy.settings import load_settings
 
 
@@ -25,10 +28,33 @@ def answer(backend: str, folder: Path, tokens: int, prompt: list[int]) -> list[i
     options = GenerationOptions(max_new_tokens=tokens, drafter=None)
     with open_engine(open_bundle(folder), registry().backend(backend)) as engine:
         ids = [event.token_id for event in generate(engine, prompt, options)]
+        check_rows(engine, ids)
         engine.reuse([*prompt, ids[0]])
         if engine.draft_limit() > 0:
             assert engine.verify(ids[:2]).argmax(axis=-1).tolist() == ids[1:3], "the verify net chooses others"
         return ids
+
+
+def check_rows(engine: Engine, ids: list[int]) -> None:
+    """Rows that are copied from every chip come back to the last bit, in two pieces, and the nets go on from them."""
+    cache = engine.cache
+    state, rows = cache.state, cache.read_rows(0)
+    assert cache.ids[-1] == ids[-2] and all(array.any() for array in rows)
+    middle = cache.length // 2
+    engine.forget()
+    assert not any(array.any() for array in _rows_anyway(engine, len(state.ids)))
+    pieces = (Piece(0, slice_rows(rows, 0, middle)), Piece(middle, slice_rows(rows, middle, len(state.ids))))
+    cache.restore(state, pieces)
+    assert all(np.array_equal(now, then) for now, then in zip(cache.read_rows(0), rows, strict=True))
+    cache.rollback(1)
+    assert int(engine.forward([ids[-2]])[0].argmax()) == ids[-1], "another token follows than before"
+
+
+def _rows_anyway(engine: Engine, count: int) -> Rows:
+    engine.cache.extend([0] * count)
+    rows = engine.cache.read_rows(0)
+    engine.cache.truncate(0)
+    return rows
 
 
 def main(backend: str, folder: str, tokens: str, prompt: str) -> int:

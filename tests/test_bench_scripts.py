@@ -48,3 +48,13 @@ def test_a_start_reads_a_bundle_once(tmp_path: Path) -> None:
         "file, first start: unpack, load": 2.0,
         "file, every later start": 1.0,
     }
+
+
+def test_conversations_that_take_turns() -> None:
+    said = run("bench_sessions.py", "--sessions", "2", "--turns", "4", "--max-new-tokens", "32")
+    assert "DIFFER" not in said
+    computed = {what: int(count) for what, count in re.findall(r"^(with\S* store) +\d+ +(\d+) ", said, re.M)}
+    assert computed["with store"] < 0.8 * computed["without store"]
+    hits, tokens = re.findall(r"^store: (\d+) of \d+ lookups restored (\d+) tokens", said, re.M)[0]
+    assert int(hits) > 0
+    assert int(tokens) == computed["without store"] - computed["with store"]

@@ -10,7 +10,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from tpudeploy.contracts.finding import Finding
 
 DISTRIBUTION = "tpudeploy"
-_EXTRAS = {"cpu": "running bundles on the backend cpu", "export": "exporting and compiling models"}
+_EXTRAS = {
+    "cpu": "running bundles on the backend cpu",
+    "export": "exporting and compiling models",
+    "serve": "answering OpenAI's clients",
+}
 
 
 def check_packages() -> Iterator[Finding]:

@@ -11,8 +11,8 @@ from tpudeploy.contracts.dtypes import Array, DType
 Rows = list[Array]
 """Rows of consecutive tokens: of each layer and chip the keys, then the values, each (tokens, row bytes) uint8."""
 
-_ALL_ONES = {DType.F32: 0x7F800000, DType.F16: 0x7C00, DType.BF16: 0x7F80}
-"""The exponent of infinities and NaNs."""
+_INFINITY = {DType.F32: 0x7F800000, DType.F16: 0x7C00, DType.BF16: 0x7F80}
+"""The bits of positive infinity; those of NaNs are larger numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ def all_finite(rows: Rows, dtype: DType) -> bool:
     """Whether no element is infinite or no number."""
     if not dtype.is_float:
         return True
-    bits = np.dtype(f"u{dtype.itemsize_bytes}")
-    mask = bits.type(_ALL_ONES[dtype])
-    return not any(((array.view(bits) & mask) == mask).any() for array in rows)
+    signed, unsigned = (np.dtype(f"{kind}{dtype.itemsize_bytes}") for kind in "iu")
+    infinity = _INFINITY[dtype]
+    negative = infinity | 1 << (8 * dtype.itemsize_bytes - 1)
+    # As signed numbers, what is positive and not finite is largest; as unsigned ones, what is negative and not finite.
+    return all(
+        array.view(signed).max(initial=0) < infinity and array.view(unsigned).max(initial=0) < negative
+        for array in rows
+    )
 
 
 def common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:

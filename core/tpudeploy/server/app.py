@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from tpudeploy import __version__
 from tpudeploy.server.errors import ApiError, invalid, not_found
 from tpudeploy.server.metrics import Metrics
 from tpudeploy.server.middleware import BodyLimit, Guard, RequestLog
+from tpudeploy.server.openapi import describe
 from tpudeploy.server.page_routes import page_routes
 from tpudeploy.server.respond import error_response
 from tpudeploy.server.routes.chat import chat_router
@@ -58,6 +60,8 @@ def create_app(
         app.include_router(router(api))
     app.include_router(state_router(api, metrics))
     app.router.routes.extend(page_routes())
+    description = cache(lambda: describe(app))
+    app.openapi = description  # type: ignore[method-assign]
     return app
 
 
