@@ -21,6 +21,7 @@ import pytest
 
 from cli_support import PROGRAM, environment, run_cli, run_program
 
+GUIDE = Path(__file__).parent.parent / "docs/how-to/serve.md"
 HELLO: Any = {"model": "chatglm3:demo", "messages": [{"role": "user", "content": "Hello"}]}
 ENDLESS: Any = {**HELLO, "stream": True, "extra_body": {"ignore_eos": True}}
 
@@ -58,6 +59,19 @@ class Server:
         return code
 
 
+def reused_tokens(server: Server, text: str) -> int:
+    """How much of a conversation's second question need not be computed."""
+    messages: Any = [{"role": "user", "content": text}]
+    usage: Any = None
+    for _ in range(2):
+        answer = server.openai().chat.completions.create(model="chatglm3:demo", messages=messages)
+        usage = answer.usage
+        content = answer.choices[0].message.content
+        messages += [{"role": "assistant", "content": content}, {"role": "user", "content": "Hello"}]
+    reused: int = usage.prompt_tokens_details.cached_tokens
+    return reused
+
+
 @contextmanager
 def serving(home: Path, *arguments: str) -> Iterator[Server]:
     server = Server(home, *arguments)
@@ -91,6 +105,14 @@ def test_it_tells_how_to_ask_answers_and_stops(home: Path) -> None:
         else:
             assert server.openai().chat.completions.create(**HELLO).choices[0].message.content
         assert httpx.get(f"{server.url}/health").json() == {"status": "ready", "workers": 2, "dead_workers": 0}
+        example = re.search(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+        assert example is not None
+        script = example.group(1).replace("http://127.0.0.1:8000", server.url)
+        shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        assert shown.startswith("Hello! I am chatglm3:demo")
+        for _ in range(2):  # more conversations than devices, in turns
+            reused = [reused_tokens(server, text) for text in ("Good morning", "Who are you?", "What can you do?")]
+        assert min(reused) > 5
         assert server.stop() == 0
         log = "".join(server.said)
     assert "POST /v1/chat/completions 200" in log

@@ -203,6 +203,18 @@ def test_the_choice_of_a_tool_is_honoured(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.tool_calls is None
 
 
+def test_an_answer_may_have_to_be_a_json_object(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_object"}
+    answer = complete(client, response_format=form, max_tokens=200, seed=3, temperature=1)
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(answer.choices[0].message.content), dict)
+    assert answer.choices[0].message.content.startswith("{")
+    stream = complete(client, response_format=form, max_tokens=200, seed=3, temperature=1, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer.choices[0].message.content
+    other = client.responses.create(model="chatglm3:demo", input="Hello", text={"format": form}, max_output_tokens=20)
+    assert other.output_text.startswith("{")
+
+
 def test_plain_completions(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, logprobs=1)
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (5, "length")
@@ -294,7 +306,7 @@ def test_stop_strings_end_an_answer_wherever_tokens_are_cut(stop: Any, text: str
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "tools": [WEATHER]}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -325,6 +337,18 @@ def test_what_cannot_be_honoured_is_refused(changes: dict[str, Any], param: str,
 def test_calls_in_the_history_hold_json_objects(arguments: str, scripted: RunningServer) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     refused(scripted, {"model": MODEL, "messages": [*HELLO, {"role": "assistant", "tool_calls": [call]}]})
+
+
+@pytest.mark.parametrize("depth", [70, 300, 900])
+def test_what_is_nested_too_deeply_is_told(depth: int, scripted: RunningServer) -> None:
+    deep = json.loads('{"a":' * depth + "1" + "}" * depth)
+    chat = {"model": MODEL, "messages": HELLO}
+    refused(scripted, {**chat, "tools": [{"type": "function", "function": {"name": "f", "parameters": deep}}]})
+    refused(scripted, {**chat, "response_format": {"type": deep}})
+    tool = {"type": "function", "name": "f", "parameters": deep}
+    refused(scripted, {"model": MODEL, "input": "x", "tools": [tool]}, "/v1/responses")
+    response = scripted.post({"model": MODEL, "input": "x", "metadata": deep, "foo": deep}, "/v1/responses")
+    assert response.status_code in (200, 400)
 
 
 def test_what_changes_nothing_is_accepted(scripted: RunningServer) -> None:

@@ -62,6 +62,17 @@ def test_a_full_queue_is_told_with_a_time_to_come_back() -> None:
         gate.open()
 
 
+def test_without_a_queue_one_is_answered_at_a_time() -> None:
+    engine, gate = ScriptedEngine(endless=False), Gate()
+    engine.before_pass = gate
+    with RunningServer([fake_model(engine)], limits(queue=0)) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.chat)
+        wait_until(lambda: server.service.unfinished == 1, "it runs")
+        assert server.chat().status_code == 429
+        gate.open()
+        assert first.result().status_code == 200
+
+
 def test_in_a_full_queue_the_greediest_client_makes_room() -> None:
     engine, gate = ScriptedEngine(), Gate()
     engine.before_pass = gate

@@ -20,6 +20,7 @@ from tpudeploy.errors import BackendError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from tpudeploy.launch import LaunchRequest, LoadedModel
+    from tpudeploy.runtime.prefix_store import PrefixStore
     from tpudeploy.server.settings import ServerSettings
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -110,6 +111,7 @@ class Serving:
 
     :param devices: of each replica.
     :param grace_s: see :func:`tpudeploy.server.serving.serve`.
+    :param session_bytes: host memory for what the models' caches lose; None: what suits this machine; 0: none.
     """
 
     def __init__(
@@ -118,11 +120,13 @@ class Serving:
         devices: Sequence[tuple[int, ...]],
         settings: ServerSettings,
         grace_s: float,
+        session_bytes: int | None = None,
     ) -> None:
         self._request = request
         self._devices = devices
         self._settings = settings
         self._grace_s = grace_s
+        self._session_bytes = session_bytes
 
     def run(self, host: str, port: int, *, yes: bool, hub: str) -> None:
         """Serve until a signal. :raises TpuDeployError: the port is taken, or the model cannot be loaded."""
@@ -137,6 +141,7 @@ class Serving:
                 listener,
                 models,
                 self._settings,
+                store=self._keep_sessions(models),
                 grace_s=self._grace_s,
                 ready=lambda: self._announce(models, url),
                 stopping=self._tell_end,
@@ -157,6 +162,16 @@ class Serving:
                 line.prepare()
                 models.append(loaded.enter_context(target.load(max_new_tokens=_SEQ_LENGTH, progress=line)))
         return models
+
+    def _keep_sessions(self, models: Sequence[LoadedModel]) -> PrefixStore | None:
+        """Let every replica keep what its cache loses in one store, where its engine can."""
+        from tpudeploy.runtime.prefix_store import PrefixStore
+
+        if self._session_bytes == 0:
+            return None
+        store = PrefixStore(self._session_bytes)
+        kept = [model.engine.keep_prefixes(store) for model in models]
+        return store if any(kept) else None
 
     def _announce(self, models: Sequence[LoadedModel], url: str) -> None:
         model = models[0]

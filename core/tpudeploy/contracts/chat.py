@@ -91,6 +91,13 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens by their names."""
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of text, in UTF-8, that an id stands for in the middle of a text; they may be part of a character.
+
+        :returns: None for special tokens, for ids that stand for nothing, and where a tokenizer cannot tell.
+        """
+        return None
+
     @abstractmethod
     def stream(self) -> TextStream:
         """A fresh incremental decoder."""
@@ -135,6 +142,11 @@ class ChatTemplate(ABC):
             its arguments; give the same to :meth:`answer_stream`.
         :raises UsageError: a message that this model's format cannot express, or a tool that it cannot force.
         """
+
+    @property
+    def answer_lead(self) -> str:
+        """What the format has between the generation prompt and an answer's text, to be written by the model."""
+        return ""
 
     @abstractmethod
     def answer_stream(self, *, forced_tool: str | None = None) -> AnswerStream:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from tpudeploy.contracts.drafter import Drafter
 from tpudeploy.errors import SequenceTooLongError, UsageError
+from tpudeploy.runtime.constraint import TokenConstraint
 from tpudeploy.runtime.logprobs import TokenLogprobs, check_alternatives
 from tpudeploy.runtime.prompt_lookup import PromptLookup
 from tpudeploy.runtime.sampling import Sampler, SamplingOptions
@@ -38,6 +39,7 @@ class GenerationOptions:
     :param ignore_eos: take stop ids for ordinary tokens, as benchmarks do.
     :param drafter: guesses tokens, where the engine can verify them; None: one token a pass.
     :param logprobs: tell the log-probability of each token, and of so many of the likeliest in its place (0 to 20).
+    :param constraint: the form that the answer must have; it ends where it has it, or where it becomes too long.
     :raises UsageError: ``max_new_tokens`` is below 1, or ``logprobs`` out of range.
     """
 
@@ -47,6 +49,7 @@ class GenerationOptions:
     drafter: Drafter | None = field(default_factory=PromptLookup)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     logprobs: int | None = None
+    constraint: TokenConstraint | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -121,7 +124,7 @@ class Generation(Iterator[TokenEvent]):
         self._stop_ids = frozenset() if options.ignore_eos else options.stop_ids
         check_choice(engine, options)
         ends = Ends(self._stop_ids, self._prompt_tokens + self._limit)
-        self._sampler = Sampler(options.sampling, ids, logprobs=options.logprobs)
+        self._sampler = Sampler(options.sampling, ids, logprobs=options.logprobs, constraint=options.constraint)
         self._writer = Writer(engine, ids, self._sampler, options.drafter, ends, cancelled)
         self._ready: deque[tuple[int, TokenLogprobs | None]] = deque()
         self._shown: list[int] = []
@@ -163,7 +166,9 @@ class Generation(Iterator[TokenEvent]):
             self._finish, self._stop_id = "stop", token_id
             raise StopIteration
         self._shown.append(token_id)
-        if len(self._shown) == self._limit:
+        if not self._ready and self._sampler.complete:
+            self._finish = "stop"
+        elif len(self._shown) == self._limit:
             self._finish = "length"
         return TokenEvent(token_id, len(self._shown) - 1, self._elapsed_s, logprobs)
 
@@ -218,10 +223,10 @@ def _token_limit(prompt_tokens: int, seq_length: int, wanted: int | None) -> int
 def check_choice(engine: TokenEngine, options: GenerationOptions) -> None:
     """:raises UsageError: what only logits allow, where the nets give none; a bias of a token that there is not."""
     sampling, vocab_size = options.sampling, engine.vocab_size
-    if not engine.gives_logits and not sampling.plain:
+    if not engine.gives_logits and not (sampling.plain and options.constraint is None):
         raise UsageError(
             "these nets choose the most likely token themselves and give no logits to draw from.",
-            hint="Leave out --temperature, --top-k, --top-p, penalties and logit biases.",
+            hint="Leave out --temperature, --top-k, --top-p, penalties, logit biases and the form of answers.",
         )
     if not engine.gives_logits and options.logprobs is not None:
         raise UsageError("these nets give no logits, so there are no log-probabilities.", hint="Leave out logprobs.")

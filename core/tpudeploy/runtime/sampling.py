@@ -17,12 +17,15 @@ import numpy as np
 
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.errors import BackendError, UsageError
+from tpudeploy.runtime.constraint import ConstraintRun, TokenConstraint, best_allowed
 from tpudeploy.runtime.logit_offsets import LogitOffsets
 from tpudeploy.runtime.logprobs import TokenLogprobs, largest, token_logprobs
 
 _REACHES = (2.0, 4.0, 8.0, 16.0, math.inf)
 """How far below the best (in natural logarithms) top-p looks for its tokens; only those within reach are sorted."""
 _BLOCK = 64
+_MOST_REJECTED = 32
+"""Draws that may hit a token that is not allowed, before all tokens are asked about."""
 _COLDEST = 1e-30
 """Temperatures beyond this and its inverse would leave float32; they mean greedy and uniform long before."""
 
@@ -92,22 +95,35 @@ class Sampler:
 
     :param prompt_ids: tokens that count as seen for the repetition penalty.
     :param logprobs: how many alternatives to note with each token's log-probability; None notes none.
+    :param constraint: the form that the answer must have. Only tokens that go on with it are chosen: the likeliest of
+        them, or one drawn of those that top-k and top-p leave, or the likeliest where these leave none.
     :ivar noted: log-probabilities of the tokens that were chosen, until somebody takes them out.
     """
 
     def __init__(
-        self, options: SamplingOptions, prompt_ids: Iterable[int] = (), *, logprobs: int | None = None
+        self,
+        options: SamplingOptions,
+        prompt_ids: Iterable[int] = (),
+        *,
+        logprobs: int | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.noted: list[TokenLogprobs] = []
         self._options = options
         self._random = np.random.default_rng(options.seed)
         self._seen = set(prompt_ids)
         self._logprobs = logprobs
+        self._form = constraint.begin() if constraint is not None else None
         self._offsets: LogitOffsets | None = None
         if options.shifts:
             self._offsets = LogitOffsets(
                 presence=options.presence_penalty, frequency=options.frequency_penalty, bias=options.logit_bias
             )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer has the form that it must have, and ends here."""
+        return self._form is not None and self._form.complete
 
     def sample(self, logits: Array) -> int:
         """Choose a token; it counts as seen from now on.
@@ -131,15 +147,27 @@ class Sampler:
                 f"the model's output holds {float(logits[best])} (token {best}).",
                 hint="Its 16-bit type may overflow: see `tpudeploy verify`, or compile with --quant bf16.",
             )
-        changed, token, size = self._change(logits, best)
+        changed, best, size = self._change(logits, best)
         if self._options.greedy:
-            if rounding > 0 and _lead(changed, token) <= self._options.stretch * rounding * max(size, 1.0):
-                return None
+            token = self._likeliest(changed, best, self._options.stretch * rounding * max(size, 1.0))
         else:
-            ids, weights = distribution(changed, self._options)
-            token = int(ids[draw(weights, self._random.random())])
-        self._note(logits, token)
+            token = self._drawn(changed)
+        if token is not None:
+            self._note(logits, token)
         return token
+
+    def _likeliest(self, logits: Array, best: int, margin: float) -> int | None:
+        """None where another one comes within the margin."""
+        if self._form is not None:
+            return best_allowed(logits, self._form, margin)
+        return None if margin > 0 and _lead(logits, best) <= margin else best
+
+    def _drawn(self, logits: Array) -> int | None:
+        ids, weights = distribution(logits, self._options)
+        if self._form is None:
+            return int(ids[draw(weights, self._random.random())])
+        token = draw_allowed(ids, weights, self._form, self._random)
+        return token if token is not None else best_allowed(logits, self._form)
 
     def _change(self, logits: Array, best: int) -> tuple[Array, int, float]:
         """Penalties and bias.
@@ -161,6 +189,8 @@ class Sampler:
     def _note(self, logits: Array, token: int) -> None:
         """A token was chosen, where the model said ``logits``."""
         self._seen.add(token)
+        if self._form is not None:
+            self._form.advance(token)
         if self._offsets is not None:
             self._offsets.count(token)
         if self._logprobs is not None:
@@ -221,6 +251,24 @@ def draw(weights: Array, point: float) -> int:
     # Rounding may lead just beyond the block's end: then it is its last token that has a weight.
     last = int(np.searchsorted(edges, edges[-1], side="left"))
     return int(starts[block]) + min(within, last)
+
+
+def draw_allowed(ids: Array, weights: Array, form: ConstraintRun, points: np.random.Generator) -> int | None:
+    """Draw among the tokens that are allowed; None where none of them is.
+
+    Tokens are drawn and rejected one by one, which leaves the weights of the others in proportion.
+
+    :param ids: (n,); of their ``weights``, those of rejected tokens become 0.
+    """
+    for _ in range(_MOST_REJECTED):
+        if not weights.any():
+            return None
+        place = draw(weights, points.random())
+        if form.allows(int(ids[place])):
+            return int(ids[place])
+        weights[place] = 0
+    weights[[place for place in np.flatnonzero(weights) if not form.allows(int(ids[place]))]] = 0
+    return int(ids[draw(weights, points.random())]) if weights.any() else None
 
 
 @lru_cache(maxsize=4)

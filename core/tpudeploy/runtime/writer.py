@@ -146,7 +146,8 @@ class Writer:
 
     @property
     def _ended(self) -> bool:
-        return self._ids[-1] in self._ends.stop_ids or len(self._ids) >= self._ends.length
+        stops = self._ids[-1] in self._ends.stop_ids or self._sampler.complete
+        return stops or len(self._ids) >= self._ends.length
 
     def _choose(self, row: Array, *, clear: bool) -> bool:
         """Choose the next token from logits (vocab,); returns whether it could be told.

@@ -60,7 +60,7 @@ def create_app(
         app.include_router(router(api))
     app.include_router(state_router(api, metrics))
     app.router.routes.extend(page_routes())
-    description = cache(lambda: describe(app))
+    description = cache(lambda: describe(app, api.names))
     app.openapi = description  # type: ignore[method-assign]
     return app
 
@@ -101,6 +101,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return await _api_error(request, ApiError(error.status_code, str(error.detail), headers=error.headers))
 
 
+async def _too_deep(request: Request, error: Exception) -> Response:
+    return await _api_error(request, invalid("The body of the request is nested too deeply."))
+
+
 def _described(found: Sequence[Any]) -> ApiError:
     """The first thing that is wrong with a body, in a sentence."""
     if not found:
@@ -121,4 +125,5 @@ _HANDLERS: dict[int | type[Exception], Any] = {
     ApiError: _api_error,
     RequestValidationError: _invalid_body,
     HTTPException: _http_error,
+    RecursionError: _too_deep,
 }

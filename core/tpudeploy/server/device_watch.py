@@ -18,7 +18,7 @@ _FRESH_S = 5.0
 
 
 class DeviceWatch:
-    """Asks the backend, which opens nothing for that. Thread-safe."""
+    """Asks the backend, beside the workers that compute. Thread-safe."""
 
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self._backend = models[0].backend

@@ -12,6 +12,7 @@ from typing import Any
 from tpudeploy.contracts.chat import Message
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.server import errors
 from tpudeploy.server.fair_queue import FairQueue, QueueFullError
 from tpudeploy.server.job import Job, Outcome
@@ -35,10 +36,18 @@ class LocalService(Service):
     """Answers with one or more loaded models, all of them the same one.
 
     :param models: one a worker; the service closes them.
+    :param store: where the models keep what their caches lose; only told of in metrics.
     """
 
-    def __init__(self, models: Sequence[LoadedModel], limits: Limits, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        limits: Limits,
+        metrics: Metrics | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
         first = models[0]
+        self.store = store
         self._text = first.require_text()
         self._card = ModelCard(
             name=first.model,
@@ -97,16 +106,22 @@ class LocalService(Service):
         if len(question.prompt_ids) > self._card.seq_length:
             raise errors.too_long(len(question.prompt_ids), self._card.seq_length, "messages")
         ticket = Ticket(question, client, self._require_loop(), self._limits.timeout_s, self._give_up, self._position)
+        if not self._queue and (worker := self._worker_for(ticket)) is not None:
+            self._begin(ticket, worker)
+        else:
+            self._enqueue(client, ticket)
+        return ticket
+
+    def _enqueue(self, client: str, ticket: Ticket) -> None:
         try:
             dropped = self._queue.put(client, ticket)
         except QueueFullError:
+            ticket.cancel()
             self.metrics.refused.inc()
             raise errors.queue_full(len(self._queue), self._retry_after_s()) from None
         if dropped is not None:
             self.metrics.refused.inc()
             dropped.fail(errors.queue_full(len(self._queue), self._retry_after_s()))
-        self._dispatch()
-        return ticket
 
     def health(self) -> Health:
         """See :meth:`Service.health`."""
@@ -167,14 +182,24 @@ class LocalService(Service):
             )
 
     def _dispatch(self) -> None:
-        """Give waiting tickets to idle workers: each to the one that has computed most of it already."""
+        """Give waiting tickets to idle workers."""
         while any(worker.idle for worker in self.workers) and (ticket := self._queue.take()) is not None:
-            idle = [worker for worker in self.workers if worker.idle]
-            ids = ticket.question.prompt_ids
-            worker = max(idle, key=lambda worker: worker.shared_prefix(ids)) if len(idle) > 1 else idle[0]
-            self._running[ticket.job] = ticket
-            self.metrics.queued_s.observe(ticket.begin())
-            worker.assign(ticket.job)
+            worker = self._worker_for(ticket)
+            if worker is not None:
+                self._begin(ticket, worker)
+
+    def _worker_for(self, ticket: Ticket) -> Worker | None:
+        """Of the idle workers the one that has computed most of a prompt already."""
+        ids = ticket.question.prompt_ids
+        idle = [worker for worker in self.workers if worker.idle]
+        if len(idle) <= 1:
+            return idle[0] if idle else None
+        return max(idle, key=lambda worker: worker.shared_prefix(ids))
+
+    def _begin(self, ticket: Ticket, worker: Worker) -> None:
+        self._running[ticket.job] = ticket
+        self.metrics.queued_s.observe(ticket.begin())
+        worker.assign(ticket.job)
 
     def _report(self, worker: Worker, job: Job, outcome: Outcome) -> None:
         """From a worker's thread."""

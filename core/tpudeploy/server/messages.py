@@ -13,6 +13,7 @@ from tpudeploy.server.errors import invalid, unsupported
 from tpudeploy.server.service import Service
 from tpudeploy.server.settings import Limits
 
+_DEEPEST = 64
 _NAME = re.compile(r"[\w.:/-]{1,64}")
 """Names of tools stand on a line of their own in models' formats, so nothing that could end it."""
 
@@ -136,11 +137,24 @@ def _schema(tool: Tool, param: str) -> dict[str, Any]:
     if function.description is not None:
         schema["description"] = function.description
     schema["parameters"] = function.parameters or {"type": "object", "properties": {}}
+    if not _is_shallow(schema):
+        raise invalid(f"The schema of a tool is nested at most {_DEEPEST} levels deep.", f"{param}.function")
     try:
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise invalid("The schema of a tool cannot be written as JSON.", f"{param}.function") from None
     return schema
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether it can be written by anything: JSON writers and pydantic give up at some depth."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        if not inner:
+            return True
+        level = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
+    return False
 
 
 def check_name(name: str, param: str) -> None:

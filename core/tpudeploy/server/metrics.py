@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tpudeploy.runtime.prefix_store import StoreCounts
 from tpudeploy.server.device_watch import DeviceWatch
 from tpudeploy.server.job import Outcome
 
@@ -82,11 +83,11 @@ class _ServiceCollector(Collector):
         self._service = service
         self._devices = DeviceWatch([worker.model for worker in service.workers])
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         """Nothing: the registry would ask for everything only to learn the names."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Gauges of this moment."""
         waiting = self._service.waiting()
         yield GaugeMetricFamily("tpudeploy_queue_length", "Requests that wait.", sum(waiting.values()))
@@ -101,4 +102,16 @@ class _ServiceCollector(Collector):
             busy.add_metric([worker.name], worker.busy)
             up.add_metric([worker.name], not worker.problem)
         yield from (busy, up)
+        if self._service.store is not None:
+            yield from _store_figures(self._service.store.counts)
         yield from self._devices.gauges()
+
+
+def _store_figures(counts: StoreCounts) -> Iterator[Metric]:
+    """Of the store of prefixes in host memory."""
+    name = "tpudeploy_prefix_store"
+    yield GaugeMetricFamily(f"{name}_bytes", "Host memory of kept rows.", counts.bytes)
+    yield GaugeMetricFamily(f"{name}_limit_bytes", "What it may be.", counts.limit_bytes)
+    yield CounterMetricFamily(f"{name}_lookups", "Prompts of which the cache held too little.", counts.lookups)
+    yield CounterMetricFamily(f"{name}_hits", "Those of them for which rows came back.", counts.hits)
+    yield CounterMetricFamily(f"{name}_restored_tokens", "Tokens whose rows came back.", counts.restored_tokens)

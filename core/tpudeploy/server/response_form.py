@@ -31,12 +31,12 @@ class ResponseForm(AnswerForm):
             "error": None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "metadata": (body.model_extra or {}).get("metadata") or {},
+            "metadata": _metadata(body),
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": {"type": ((body.text and body.text.format) or {}).get("type", "text")}},
             "tool_choice": body.tool_choice or "auto",
             "tools": [tool.model_dump(exclude_unset=True) for tool in body.tools or ()],
             "top_p": body.top_p,
@@ -124,6 +124,12 @@ class ResponseForm(AnswerForm):
     def _event(self, kind: str, /, **fields: Any) -> str:
         self._number += 1
         return sse({"type": kind, "sequence_number": self._number - 1, **fields}, event=kind)
+
+
+def _metadata(body: ResponseBody) -> dict[str, str]:
+    """What the client wants to be told back: texts by name, as OpenAI's API has them."""
+    given = (body.model_extra or {}).get("metadata")
+    return {key: value for key, value in given.items() if isinstance(value, str)} if isinstance(given, dict) else {}
 
 
 def _part(text: str) -> dict[str, Any]:

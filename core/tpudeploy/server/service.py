@@ -37,6 +37,7 @@ class Question:
     :param options: how to generate; the model's own stop ids are added.
     :param stop: strings that end the answer.
     :param is_chat: the answer is in the model's chat format, which is taken off; otherwise the text is as it comes.
+    :param as_json: the answer is to be one JSON object.
     :param offers_tools: what looks like a call is one; otherwise it is text.
     :param forced_tool: the tool whose call the prompt began.
     :param most_calls: calls of tools at most; None: as many as the model writes.
@@ -46,6 +47,7 @@ class Question:
     options: GenerationOptions
     stop: tuple[str, ...] = ()
     is_chat: bool = True
+    as_json: bool = False
     offers_tools: bool = False
     most_calls: int | None = None
     forced_tool: str | None = None

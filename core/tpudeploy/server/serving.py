@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.server.app import create_app
 from tpudeploy.server.local_service import LocalService
 from tpudeploy.server.metrics import Metrics
@@ -41,6 +42,7 @@ def serve(
     models: Sequence[LoadedModel],
     settings: ServerSettings,
     *,
+    store: PrefixStore | None,
     grace_s: float,
     ready: Callable[[], None],
     stopping: Callable[[int], None],
@@ -50,6 +52,7 @@ def serve(
 
     :param listener: see :func:`tpudeploy.server.listening.listen`; it is closed as well.
     :param models: one a worker.
+    :param store: where the models keep what their caches lose.
     :param grace_s: seconds that answers may still take after the signal.
     :param ready: called when requests are answered.
     :param stopping: called at the signal, with the number of answers that are waited for.
@@ -57,7 +60,7 @@ def serve(
     :returns: whether every device was freed; one that hangs in a net cannot be.
     """
     metrics = Metrics()
-    service = LocalService(models, settings.limits, metrics)
+    service = LocalService(models, settings.limits, metrics, store)
     app = create_app(service, settings, metrics)
     told = _Told(ready, stopping, at_once)
     return asyncio.run(_run(listener, service, _Server(_config(app)), grace_s, told))
@@ -102,6 +105,8 @@ async def _run(
     stopped = asyncio.ensure_future(stop.wait())
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S)
+    if serving.done():
+        serving.result()
     told.ready()
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     told.stopping(service.unfinished)

@@ -75,9 +75,10 @@ def refuse_what_cannot_be(body: Body) -> list[str]:
     :returns: names of those that nobody knows.
     :raises ApiError: one of them would change the answer.
     """
-    given = {name: value for name, value in body.model_dump(exclude_unset=True).items() if value is not None}
-    for name, value in given.items():
-        if name in _NEUTRAL and value not in _NEUTRAL[name]:
+    for name in body.model_fields_set:
+        value = getattr(body, name)
+        if name in _NEUTRAL and value is not None and value not in _NEUTRAL[name]:
             raise unsupported(f"{name} is not supported by this server. {_INSTEAD.get(name, '')}".strip(), name)
     extra = body.model_extra or {}
-    return sorted(name for name in extra if name not in _HARMLESS and name not in _NEUTRAL)
+    known = _HARMLESS | _NEUTRAL.keys()
+    return sorted(name for name, value in extra.items() if value is not None and name not in known)

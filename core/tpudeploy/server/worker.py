@@ -11,13 +11,16 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.runtime.generator import GenerationOptions
+from tpudeploy.runtime.json_constraint import JsonObject
 from tpudeploy.server.answer_text import AnswerText
 from tpudeploy.server.job import Job, Outcome
 from tpudeploy.server.recorded_generation import RecordedGeneration
-from tpudeploy.server.service import End, Usage
+from tpudeploy.server.service import End, Question, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -54,9 +57,12 @@ class Worker:
         self.job = job
         self._jobs.put(job)
 
-    def shared_prefix(self, ids: tuple[int, ...]) -> int:
-        """How many tokens of a prompt it would not have to compute."""
-        return common_prefix(self._cached, ids)
+    def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """How many tokens of a prompt it would not have to compute, and of how many it has just done so.
+
+        What replicas keep together comes back to each of them, but a copy is not as cheap as what is there.
+        """
+        return self.model.engine.shared_prefix(ids), common_prefix(self._cached, ids)
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the job that it has, and free the device; returns whether that was done in time."""
@@ -78,12 +84,20 @@ class Worker:
     def _answer(self, job: Job) -> Outcome:
         question = job.question
         try:
-            generation = RecordedGeneration(self.model, question.prompt_ids, question.options, job.cancelled.is_set)
+            options = self._options(question)
+            generation = RecordedGeneration(self.model, question.prompt_ids, options, job.cancelled.is_set)
         except TpuDeployError as error:
             return Outcome(error=error)
         failure, problem = self._write(job, generation)
         self._cached = (*question.prompt_ids, *generation.result.token_ids)
         return Outcome(generation.result, generation.token_s, failure, problem)
+
+    def _options(self, question: Question) -> GenerationOptions:
+        if not question.as_json:
+            return question.options
+        text = self.model.require_text()
+        form = JsonObject(text.tokenizer.token_bytes, lead=text.template.answer_lead if question.is_chat else "")
+        return replace(question.options, constraint=form)
 
     def _write(self, job: Job, generation: RecordedGeneration) -> tuple[Exception | None, str]:
         """Generate and emit; returns what went wrong, and whether that was the end of this worker."""

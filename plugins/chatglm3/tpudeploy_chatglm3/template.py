@@ -48,6 +48,11 @@ class ChatGLM3Template(ChatTemplate):
             ids.append(self._special["<|assistant|>"])
         return ids
 
+    @property
+    def answer_lead(self) -> str:
+        """The end of the metadata line, which is empty before text."""
+        return "\n"
+
     def answer_stream(self, *, forced_tool: str | None = None) -> AnswerStream:
         """A fresh parser for one answer."""
         return ChatGLM3AnswerStream(forced_tool=forced_tool)

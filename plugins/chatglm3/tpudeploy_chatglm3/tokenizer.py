@@ -72,6 +72,16 @@ class ChatGLM3Tokenizer(Tokenizer):
             )
         return "".join(texts)
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a piece, with its leading space; None for what stands for no text."""
+        pieces = self._pieces
+        if not self._is_piece(token_id) or pieces.is_control(token_id) or pieces.is_unknown(token_id):
+            return None
+        piece: str = pieces.id_to_piece(token_id)
+        if pieces.is_byte(token_id):
+            return bytes([int(piece[3:5], 16)])  # "<0xE4>"
+        return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
     def stream(self) -> TextStream:
         """A fresh incremental decoder."""
         return PieceStream(self._pieces, self._names)

@@ -39,6 +39,7 @@ class GLM4Tokenizer(Tokenizer):
         self._special_ids = dict(vocabulary.special)
         self._bytes = {rank: token for token, rank in vocabulary.ranks.items()}
         self._bytes |= {token_id: name.encode(errors="replace") for name, token_id in vocabulary.special.items()}
+        self._special_numbers = frozenset(self._special_ids.values())
         self._pairs = tiktoken.Encoding(
             "glm4", pat_str=WORDS, mergeable_ranks=dict(vocabulary.ranks), special_tokens={}
         )
@@ -72,6 +73,10 @@ class GLM4Tokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens by their names; an id that stands for nothing is nothing in the text."""
         return b"".join(self._bytes.get(int(token_id), b"") for token_id in ids).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a rank; None for special tokens."""
+        return None if token_id in self._special_numbers else self._bytes.get(token_id)
 
     def stream(self) -> TextStream:
         """A fresh incremental decoder."""

@@ -136,6 +136,18 @@ def serve(
             "--max-body", metavar="BYTES", envvar="TPUDEPLOY_MAX_BODY", min=1024, help="Size of a request at most."
         ),
     ] = 4 << 20,
+    session_memory: Annotated[
+        int | None,
+        typer.Option(
+            "--session-memory",
+            metavar="BYTES",
+            envvar="TPUDEPLOY_SESSION_MEMORY",
+            min=0,
+            show_default=False,
+            help="Host memory for conversations that the device's cache has no room for; without it a tenth of what is "
+            "free, at most 1 GB; 0 keeps none.",
+        ),
+    ] = None,
     shutdown_grace: Annotated[
         float,
         typer.Option(
@@ -200,4 +212,4 @@ def serve(
         verify_files=verify_files,
     )
     devices = serving.device_groups(device or (), replicas)
-    serving.Serving(request, devices, settings, shutdown_grace).run(host, port, yes=yes, hub=hub)
+    serving.Serving(request, devices, settings, shutdown_grace, session_memory).run(host, port, yes=yes, hub=hub)

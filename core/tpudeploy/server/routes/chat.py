@@ -6,9 +6,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tpudeploy.server.answer_format import wants_json
 from tpudeploy.server.bodies import ChatBody
 from tpudeploy.server.chat_form import ChatForm
-from tpudeploy.server.errors import invalid, unsupported
+from tpudeploy.server.errors import invalid
 from tpudeploy.server.messages import conversation, tool_schemas
 from tpudeploy.server.options import options_of, stop_of
 from tpudeploy.server.routes.common import ERRORS, Api, wants_usage
@@ -37,6 +38,7 @@ def chat_router(api: Api) -> APIRouter:
                 logprobs=body.top_logprobs or 0 if body.logprobs else None,
             ),
             stop=stop_of(body.stop, api.settings.limits),
+            as_json=wants_json(body.response_format, tools, "response_format"),
             offers_tools=bool(tools),
             most_calls=1 if body.parallel_tool_calls is False else None,
             forced_tool=forced,
@@ -50,9 +52,3 @@ def chat_router(api: Api) -> APIRouter:
 def _check(body: ChatBody) -> None:
     if body.top_logprobs and not body.logprobs:
         raise invalid("top_logprobs is only allowed with logprobs.", "top_logprobs")
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise unsupported(
-            f"response_format {kind!a:.50} is not supported: nothing here makes sure that an answer is JSON.",
-            "response_format",
-        )

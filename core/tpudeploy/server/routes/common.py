@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,9 @@ class Api:
     def log_prompt(self, request: Request, body: Body) -> None:
         """Write what was asked to the log, where that is wanted."""
         if self.settings.log_prompts:
-            prompt_log.info("%s", json.dumps({"id": request.state.request_id, **body.model_dump(exclude_unset=True)}))
+            with suppress(ValueError, RecursionError):  # nested so deeply that it will be refused
+                said = {"id": request.state.request_id, **body.model_dump(exclude_unset=True)}
+                prompt_log.info("%s", json.dumps(said))
 
 
 def wants_usage(body: GeneratingBody) -> bool:

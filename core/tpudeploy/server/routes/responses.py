@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tpudeploy.server.answer_format import wants_json
 from tpudeploy.server.bodies import ResponseBody
 from tpudeploy.server.errors import unsupported
 from tpudeploy.server.messages import conversation, tool_schemas
@@ -34,6 +35,7 @@ def responses_router(api: Api) -> APIRouter:
         question = Question(
             prompt_ids=await api.service.encode_chat(messages, forced_tool=forced),
             options=options_of(body, api.settings, max_tokens=body.max_output_tokens),
+            as_json=wants_json(body.text.format if body.text else None, tools, "text.format"),
             offers_tools=bool(tools),
             most_calls=1 if body.parallel_tool_calls is False else None,
             forced_tool=forced,
@@ -45,11 +47,5 @@ def responses_router(api: Api) -> APIRouter:
 
 
 def _check(body: ResponseBody) -> None:
-    kind = ((body.text and body.text.format) or {}).get("type", "text")
-    if kind != "text":
-        raise unsupported(
-            f"The text format {kind!a:.50} is not supported: nothing here makes sure that an answer is JSON.",
-            "text.format",
-        )
     if body.top_logprobs:
         raise unsupported("top_logprobs is not supported here. /v1/chat/completions has it.", "top_logprobs")
