@@ -124,6 +124,26 @@ def test_a_body_has_a_size(chunked: bool, local: RunningServer) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
 
 
+def test_whoever_sends_too_much_is_told_so_and_not_cut_off() -> None:
+    """Clients send everything before they read: a connection that is closed earlier is an error without a reason."""
+    size = 1_000_000
+    with RunningServer([fake_model(quick())], limits(body_bytes=2000)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+            for _ in range(10):
+                time.sleep(0.02)
+                connection.sendall(b"x" * (size // 10))
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_far_too_much_is_not_even_looked_at(local: RunningServer) -> None:
+    host, port = local.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_that_never_arrives_is_given_up(local: RunningServer) -> None:
     host, port = local.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
