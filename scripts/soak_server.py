@@ -25,6 +25,7 @@ import argparse
 import asyncio
 import random
 import shlex
+import signal
 import sys
 import time
 from contextlib import AsyncExitStack, ExitStack
@@ -52,6 +53,7 @@ DEMO = "chatglm3:demo --quant int8 --backend cpu"
 def main() -> int:
     """Run, print, and return the exit code."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no server is left running
     with ExitStack() as stack:
         program = None
         if not options.url:

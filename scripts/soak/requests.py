@@ -81,7 +81,7 @@ class Mix:
             (18, self._chat), (18, self._stream), (8, self._turns), (5, self._sampled), (4, self._long),
             (4, self._logprobs), (5, self._completion), (5, self._response), (7, self._tool), (8, self._left),
             (5, self._abandoned), (3, self._half), (3, self._broken), (5, self._wrong), (2, self._too_long),
-            (2, self._unknown), (4, self._state),
+            (2, self._unknown), (4, self._state), (2, self._json),
         ]  # fmt: skip
         kinds += [(1, self._too_large)] if body_bytes else []
         kinds += [(2, self._no_key)] if keys else []
@@ -134,6 +134,10 @@ class Mix:
         answer = {"role": "assistant", "content": self.answers[one]}
         messages = [_user(one), answer, _user(other)]
         return self._ask(messages, "second turn", stream=False, same=f"turn {one} {other}")
+
+    def _json(self, chance: random.Random) -> Request:
+        fields = {"response_format": {"type": "json_object"}, "same": "json"}
+        return self._ask([_user(QUESTIONS[0])], "JSON", stream=chance.random() < 0.5, **fields)
 
     def _sampled(self, chance: random.Random) -> Request:
         fields = {"temperature": 1.2, "top_p": 0.9, "seed": chance.randrange(1 << 30), "presence_penalty": 0.5}
@@ -193,7 +197,7 @@ class Mix:
             {"messages": []}, {"messages": "Hello"}, {"messages": [{"role": "robot", "content": "x"}]}, {"n": 3},
             {"temperature": -1}, {"top_p": "high"}, {"max_tokens": 0}, {"stop": ["x"] * 5}, {"logit_bias": {"x": 1}},
             {"messages": [_user("half of \ud83d")]}, {"tools": [{"type": "web_search"}]}, {"tool_choice": "f"},
-            {"response_format": {"type": "json_object"}}, {"stream_options": {"include_usage": True}},
+            {"response_format": {"type": "yaml"}}, {"stream_options": {"include_usage": True}},
         )  # fmt: skip
         return Request("wrong fields", body=good | chance.choice(changes), status=400)
 

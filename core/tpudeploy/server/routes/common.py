@@ -52,6 +52,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer as one object; with stream, as server-sent events",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    },
+    **ERRORS,
+}
+"""Responses of the endpoints that answer."""
+
 
 @dataclass(frozen=True)
 class Api:
