@@ -119,7 +119,7 @@ def test_a_terminal_without_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["numpy>=999", "a-package-that-is-not-there", 'onnxruntime>=999; extra == "cpu"', 'numpy; extra == "dev"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
-    base, cpu, export = packages.check_packages()
+    base, cpu, export, _ = packages.check_packages()
     assert base.verdict == "fail"
     assert "numpy" in base.detail
     assert ">=999" in base.detail

@@ -405,6 +405,17 @@ def test_other_paths_and_methods_get_error_objects(scripted: RunningServer) -> N
     assert "error" in scripted.http.delete("/v1/models").json()
 
 
+def test_the_description_of_the_api_is_what_is_answered(scripted: RunningServer) -> None:
+    document = scripted.get("/openapi.json").json()
+    answering = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    assert {path for path, found in document["paths"].items() if "post" in found} == answering
+    for path in answering:
+        responses = document["paths"][path]["post"]["responses"]
+        assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(responses)
+        assert "422" not in responses
+    assert document["components"]["schemas"]["ChatBody"]["properties"]["model"]["enum"] == [MODEL]
+
+
 def test_what_nobody_foresaw_is_told_without_details(caplog: pytest.LogCaptureFixture) -> None:
     with RunningServer([fake_model(ScriptedEngine())]) as server:
         server.service.submit = lambda *_: 1 / 0  # type: ignore[method-assign, assignment, return-value]

@@ -10,11 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from byte_chat import ByteTokenizer
 from tpudeploy.cli import serving
 from tpudeploy.errors import UsageError
+from tpudeploy.runtime.generator import TokenEvent
+from tpudeploy.runtime.logprobs import TokenLogprobs
 from tpudeploy.server.fair_queue import FairQueue, QueueFullError
 from tpudeploy.server.listening import AddressError, is_loopback, listen, url_of
 from tpudeploy.server.stop_text import StopText
+from tpudeploy.server.token_texts import TokenTexts
 
 
 def test_clients_take_turns() -> None:
@@ -163,3 +167,26 @@ def test_devices_of_replicas() -> None:
         serving.device_groups(["0", "1"], 2)
     with pytest.raises(UsageError, match="as many devices"):
         serving.device_groups(["0", "1,2"], 1)
+
+
+def test_tokens_of_an_answer_make_up_its_text() -> None:
+    texts = TokenTexts(ByteTokenizer())
+    answer, shown = "\n你 ok", 0
+    stream = ByteTokenizer().stream()
+    tokens = []
+    for index, byte in enumerate(answer.encode()):
+        text = stream.push(byte)
+        text = "" if text == "\n" else text  # as a chat format does with the line that comes before an answer
+        shown += len(text)
+        texts.push(TokenEvent(byte, index, 0.0, TokenLogprobs(-0.5, ((byte, -0.5),))), text)
+        tokens += texts.take(shown)
+    assert [token.text for token in tokens] == ["\ufffd", "\ufffd", "你", " ", "o", "k"]
+    assert tokens[-1].top == (("k", -0.5),)
+
+
+def test_text_that_is_held_back_brings_its_token_when_it_is_shown() -> None:
+    texts = TokenTexts(ByteTokenizer())
+    for index, text in enumerate(("a", "", " b")):  # the space comes with the letter after it
+        texts.push(TokenEvent(b"a b"[index], index, 0.0, TokenLogprobs(-float("inf"))), text)
+    assert [token.text for token in texts.take(1)] == ["a"]
+    assert [(token.text, token.logprob) for token in texts.take(3)] == [(" ", -9999.0), ("b", -9999.0)]
