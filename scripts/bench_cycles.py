@@ -29,7 +29,7 @@ from tpudeploy.contracts.net_plan import NetPlan
 from tpudeploy.runtime.pass_plan import PassPlanner
 
 CYCLES_A_MS = 1e6
-PROMPTS = (16, 128, 256, 384, 512)
+PROMPTS = (16, 64, 128, 256, 384, 512)
 TARGETS = {
     ("chatglm3", "int8"): {"first token 128": 0.16, "first token 512": 0.50, "tokens/s": 8.4},
     ("chatglm3", "int4"): {"tokens/s": 15.0},

@@ -89,6 +89,40 @@ def _ends(config: dict[str, object]) -> dict[str, torch.Tensor]:
     }
 
 
+def write_narrow_checkpoint(folder: Path, layers: int, hidden: int, vocab: int, *, seed: int = 0) -> None:
+    """Write a ChatGLM3 checkpoint of one file and any width, whose activations stay in a usual range."""
+    head, ffn, random = 32, hidden * 3 // 2, torch.Generator().manual_seed(seed)
+    sizes = {"hidden_size": hidden, "num_attention_heads": hidden // head, "kv_channels": head, "ffn_hidden_size": ffn}
+    config = COMMON | FAMILIES["chatglm3"] | sizes | {"num_layers": layers, "padded_vocab_size": vocab}
+    qkv = hidden + 2 * 2 * head
+
+    def matrix(outputs: int, inputs: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn((outputs, inputs), generator=random) * scale * inputs**-0.5).half()
+
+    def norm() -> torch.Tensor:
+        return (1 + torch.randn(hidden, generator=random) * 0.1).half()
+
+    tensors = {
+        "transformer.embedding.word_embeddings.weight": matrix(vocab, hidden, hidden**0.5),
+        "transformer.encoder.final_layernorm.weight": norm(),
+        "transformer.output_layer.weight": matrix(vocab, hidden),
+    }
+    for layer in range(layers):
+        stem = f"transformer.encoder.layers.{layer}"
+        tensors |= {
+            f"{stem}.input_layernorm.weight": norm(),
+            f"{stem}.post_attention_layernorm.weight": norm(),
+            f"{stem}.self_attention.query_key_value.weight": matrix(qkv, hidden),
+            f"{stem}.self_attention.query_key_value.bias": matrix(qkv, 1, 0.1)[:, 0].contiguous(),
+            f"{stem}.self_attention.dense.weight": matrix(hidden, hidden),
+            f"{stem}.mlp.dense_h_to_4h.weight": matrix(2 * ffn, hidden),
+            f"{stem}.mlp.dense_4h_to_h.weight": matrix(hidden, ffn),
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(tensors, folder / "model.safetensors")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)

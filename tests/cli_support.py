@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,8 +87,9 @@ def run_cli(*arguments: str | Path, env: Mapping[str, str], stdin: str | bytes =
 class Terminal:
     """A command in a terminal of its own, and a person who reads and types."""
 
-    def __init__(self, *arguments: str | Path, env: Mapping[str, str]) -> None:
+    def __init__(self, *arguments: str | Path, env: Mapping[str, str], columns: int = 80, rows: int = 24) -> None:
         self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         command = [sys.executable, "-c", _OWN_TERMINAL, *PROGRAM, *map(str, arguments)]
         self._process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=dict(env))
         os.close(slave)
@@ -104,6 +108,10 @@ class Terminal:
     def type(self, text: str) -> None:
         """Press keys; ``\\x03`` is Ctrl-C, ``\\x04`` is Ctrl-D."""
         os.write(self._master, text.encode())
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the program itself."""
+        self._process.send_signal(number)
 
     def wait(self, *, timeout_s: float = 60) -> int:
         """Wait for the end; returns the exit code."""

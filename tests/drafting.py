@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from tpudeploy.contracts.drafter import Draft, Drafter, DraftRun
 from tpudeploy.contracts.dtypes import Array
-from tpudeploy.runtime.token_engine import TokenEngine
+from tpudeploy.runtime.rounding import Rounding
+from tpudeploy.runtime.token_engine import Settled, TokenEngine
 
 Propose = Callable[[list[int], int], Sequence[int]]
 """From the sequence so far and the limit to a draft."""
@@ -113,7 +115,7 @@ class TableEngine(TokenEngine):
         self.held += ids
         self._revision += 1
 
-    def settle(self) -> Iterator[int]:
+    def settle(self, wanted: Container[int] = ()) -> Iterator[Settled]:
         raise AssertionError("nothing is ever in doubt")
 
     def forget(self) -> None:
@@ -124,6 +126,67 @@ class TableEngine(TokenEngine):
 
     def _row(self, count: int) -> Array:
         return self._logits(tuple(self.held[:count]))
+
+
+class NoisyEngine(TableEngine):
+    """An engine whose verify passes round differently, and so does whatever is computed over rows that they left.
+
+    :param noise: root mean square of what a logit is off by, as a share of the best.
+    """
+
+    def __init__(
+        self, logits: Callable[[tuple[int, ...]], Array], noise: float, rounding: Rounding, **options: Any
+    ) -> None:
+        super().__init__(logits, **options)
+        self.noise = noise
+        self._rounding = rounding
+        self._settled = 0
+        self.settlings: list[int] = []
+        """The number of passes of each."""
+
+    @property
+    def rounding(self) -> Rounding:
+        return self._rounding
+
+    @property
+    def pending(self) -> int:
+        return len(self.held) - self._settled
+
+    def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
+        kept = super().reuse(ids, known=known)
+        self._settled = min(self._settled, kept)
+        return kept
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Array:
+        exact = self.pending == 0
+        logits = super().forward(ids, rows=rows)
+        if exact:
+            self._settled = len(self.held)
+            return logits
+        first = len(self.held) - rows + 1
+        return np.array([self._off(row, self.held[: first + place], 0) for place, row in enumerate(logits)])
+
+    def verify(self, ids: Sequence[int]) -> Array:
+        logits = super().verify(ids)
+        return np.array([self._off(row, [*self.held, *ids[: i + 1]], 1) for i, row in enumerate(logits)])
+
+    def settle(self, wanted: Container[int] = ()) -> Iterator[Settled]:
+        ids, start = self.held[self._settled :], self._settled
+        del self.held[start:]
+        self.settlings.append(1)
+        for place, token in enumerate(ids, start):
+            self.settlings[-1] += 1
+            row = self.forward([token])[0]
+            yield Settled(1, place, row if place in wanted else None)
+
+    def forget(self) -> None:
+        super().forget()
+        self._settled = 0
+
+    def _off(self, row: Array, sequence: Sequence[int], kind: int) -> Array:
+        random = np.random.default_rng(abs(hash((kind, *sequence))))
+        off: Array = row + self.noise * max(1.0, float(row.max())) * random.standard_normal(len(row))
+        return off.astype(np.float32)
 
 
 def random_table(vocab: int, *, order: int = 2, seed: int = 0) -> Callable[[tuple[int, ...]], Array]:

@@ -101,7 +101,7 @@ class Visitor:
 
     def __init__(self, browser: Browser, url: str, *, width: int = 1280, **options: object) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 800}, **options)  # type: ignore[arg-type]
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(60_000)
         self.url = url
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -123,9 +123,16 @@ class Visitor:
 
     def ask(self, text: str) -> str:
         """Send a message, wait for the whole answer, return its text."""
+        before = self.page.locator(".message").count()
         self.page.fill(".composer-text", text)
         self.page.press(".composer-text", "Enter")
+        self.page.wait_for_selector(f".message:nth-child({before + 2})")
         return self.answer()
+
+    def start_new(self) -> None:
+        """Begin another conversation with the keyboard."""
+        self.page.keyboard.press("Control+k")
+        self.page.wait_for_selector(".welcome")
 
     def answer(self) -> str:
         """The last answer, once it is complete."""
@@ -138,7 +145,7 @@ class Visitor:
 
     def wait_for(self, expression: str) -> None:
         """Wait until JavaScript finds this true. Not wait_for_function: the page's policy forbids its eval."""
-        for _ in range(200):
+        for _ in range(1200):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)

@@ -128,6 +128,7 @@ class RunningServer:
 
     def __enter__(self) -> Self:
         self._ready = threading.Event()
+        self._clients: list[openai.OpenAI] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
         assert self._ready.wait(30)
@@ -135,7 +136,8 @@ class RunningServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.http.close()
+        for client in (self.http, *self._clients):
+            client.close()
         self.call(self._stop)
         self._thread.join(30)
         assert not self._thread.is_alive()
@@ -167,8 +169,10 @@ class RunningServer:
         return asyncio.run_coroutine_threadsafe(work(), self.loop).result(30)
 
     def openai(self, key: str = "no key", **more: Any) -> openai.OpenAI:
-        """OpenAI's own client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30, **more)
+        """OpenAI's own client, closed with the server."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30, **more)
+        self._clients.append(client)
+        return client
 
     def get(self, path: str, **more: Any) -> httpx.Response:
         """A plain request."""

@@ -58,3 +58,19 @@ def test_conversations_that_take_turns() -> None:
     hits, tokens = re.findall(r"^store: (\d+) of \d+ lookups restored (\d+) tokens", said, re.M)[0]
     assert int(hits) > 0
     assert int(tokens) == computed["without store"] - computed["with store"]
+
+
+def test_emulated_rounding_is_felt_through_the_cache() -> None:
+    """Of the same net over another cache; over the same one it would differ by nothing."""
+    said = run("bench_rounding.py", "emulate", "--layers", "8", "--quant", "int8", "--positions", "64")
+    found = dict(re.findall(r"^ +8  (\S+ pass, \S+ cache) +(\S+)", said, re.M))
+    assert set(found) == {"verify pass, same cache", "decode pass, verified cache", "verify pass, verified cache"}
+    assert 0.0001 < float(found["decode pass, verified cache"]) < 0.005
+
+
+def test_near_ties_are_modelled() -> None:
+    """The script itself checks that every answer is the same."""
+    said = run("bench_ties.py", "--every", "20")
+    speeds = re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\d+ +(\d+\.\d+)  ", said, re.M)
+    assert len(speeds) == 24
+    assert all(0.5 < float(speed) < 16 for _, speed in speeds)

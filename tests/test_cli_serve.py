@@ -37,6 +37,7 @@ class Server:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.said: list[str] = []
+        self.clients: list[openai.OpenAI] = []
         self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()))
         self._reader.start()
         self.first = self.process.stdout.readline()
@@ -46,7 +47,9 @@ class Server:
         self.url = found.group()
 
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        self.clients.append(client)
+        return client
 
     def stop(self, timeout_s: float = 30) -> int:
         """Ask it to stop; returns its exit code."""
@@ -80,6 +83,8 @@ def serving(home: Path, *arguments: str) -> Iterator[Server]:
     finally:
         server.process.kill()
         server.wait()
+        for client in server.clients:
+            client.close()
         for stream in (server.process.stdout, server.process.stderr):
             if stream is not None:
                 stream.close()

@@ -22,6 +22,7 @@ from tiny import write_checkpoint
 from tpudeploy.compile import chip_pieces
 from tpudeploy.compile.bmodel import forms
 from tpudeploy.compile.bmodel.coefficients import CoefficientMap, write_coefficients
+from tpudeploy.compile.bmodel.description import read_description
 from tpudeploy.compile.build import BuiltBundle, build_bundle
 from tpudeploy.compile.plan import BuildOptions, BuildPlan, plan_build
 from tpudeploy.compile.toolchain import Toolchain, run_tool
@@ -94,6 +95,17 @@ def test_a_bundle_leaves_no_pieces_behind(module_home: Settings, checkpoint: Pat
     assert {path.name for path in left} == kept
     names = {path.name for path in built.folder.iterdir()}
     assert names == {"model.bmodel", MANIFEST_NAME}
+
+
+def test_stages_of_a_layer_share_its_weights(module_home: Settings, checkpoint: Path) -> None:
+    """Also one that attends in chunks, which may change the order in which the compiler lays out weights."""
+    chunked = Stage(new_tokens=256, cache_length=0)
+    nets = NetPlan(seq_length=256, prefill=(Stage(new_tokens=16, cache_length=256), chunked), verify=())
+    built = build_bundle(chip_plan(checkpoint, nets=nets), module_home)
+    description = read_description(built.folder / "model.bmodel")
+    assert len(description.names) == 10
+    blocks = {description.binary(item.binary) for item in description.weights}
+    assert len(blocks) == 4  # embedding, two layers, output head
 
 
 @pytest.mark.parametrize("vendor_name", ["W8F16", "W4F16", "F16"])

@@ -121,6 +121,27 @@ def test_every_kind_of_slice_matches_the_reference(tmp_path: Path) -> None:
     assert {"layer_000.npz", "embedding.npz", "lm_head.npz", "nets.json"} <= files
 
 
+def node_kinds(stage: Stage) -> list[str]:
+    """The operators of a layer's net, in order."""
+    plan = NetPlan(seq_length=4096, prefill=(stage, Stage(new_tokens=16, cache_length=4096)), verify=())
+    nets = plan_nets(TINY.model_copy(update={"seq_length": 4096}), plan, DType.F32)
+    net = next(net for net in nets.nets if net.kind.is_block and net.stage == stage)
+    model = build_graph(nets.config, net, nets.seq_length).model_with_inputs(net.inputs, net.outputs)
+    return [node.op_type for node in model.graph.node]
+
+
+def test_long_passes_attend_in_chunks_of_queries(tmp_path: Path) -> None:
+    stages = (Stage(new_tokens=256, cache_length=256), Stage(new_tokens=200, cache_length=0))
+    plan = plan_of(write_checkpoint(tmp_path / "model"), NetPlan(seq_length=256, prefill=stages, verify=()))
+    checks = export_model(plan, tmp_path / "out")
+    assert max(check.max_error for check in checks) < 2e-6
+    for new, cache, chunks in ((128, 0, 1), (200, 0, 2), (512, 512, 4), (512, 2048, 4), (256, 2048, 1)):
+        kinds = node_kinds(Stage(new_tokens=new, cache_length=cache))
+        assert kinds.count("Softmax") == chunks, (new, cache)
+        # Cut at the very beginning, the mask does not change the order in which weights are laid out.
+        assert kinds[: 1 if chunks == 1 else chunks] == (["Pow"] if chunks == 1 else ["Slice"] * chunks)
+
+
 def test_an_interleaved_graph_matches_too(tmp_path: Path) -> None:
     """The form that was measured to be slow on the chip is still right: the patch is for speed alone."""
     source = source_of(write_checkpoint(tmp_path / "model"))

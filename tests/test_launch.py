@@ -255,9 +255,11 @@ def test_nets_are_grouped_by_layer() -> None:
     assert {name: group.count for name, group in groups.items()} == {
         "embedding_cache": 1,
         "embedding": 1,
+        "embedding_s64": 1,
         "embedding_s256": 1,
         "block_i": 2,
         "block_kv_i": 2,
+        "block_kv_i_s64_c256": 2,
         "block_cache_i": 2,
         "block_cache_i_c256": 2,
         "lm_head": 1,

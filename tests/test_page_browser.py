@@ -101,7 +101,7 @@ def test_stop_keeps_what_came_and_frees_the_model(english: Visitor) -> None:
         assert not answer.rstrip().endswith("}"), "the whole program came: nothing was stopped"
     assert english.ask("Hello") == HELLO_EN
     # A fenced block that never ended is shown as code all the same; a whole one has colours and a label.
-    page.keyboard.press("Control+k")
+    english.start_new()
     english.ask(LONG)
     assert page.inner_text(f"{LAST} .code-language") == "cpp"
     assert page.locator(f"{LAST} .hljs-keyword").count() > 0
@@ -136,8 +136,7 @@ def test_keys_and_input_methods(english: Visitor) -> None:
     page.wait_for_selector(".edit-text")
     page.keyboard.press("Escape")
     page.wait_for_selector(".edit-text", state="detached")
-    page.keyboard.press("Control+k")
-    page.wait_for_selector(".welcome")
+    english.start_new()
     page.locator(".title").click()
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.className") == "composer-text"
@@ -149,6 +148,7 @@ def test_conversations_are_named_found_exported_and_imported(english: Visitor, t
     page = english.page
     english.ask("Hello")
     page.click(".new-chat")
+    page.wait_for_selector(".welcome")
     english.ask("Thank you")
     assert english.texts(".entry-title") == ["Thank you", "Hello"]
     page.hover(".entry:has-text('Hello')")
@@ -186,6 +186,22 @@ def test_conversations_are_named_found_exported_and_imported(english: Visitor, t
     assert english.texts(".entry-title") == ["Thank you"]
 
 
+def test_another_tab_sees_it_and_a_full_disk_is_told(english: Visitor) -> None:
+    page = english.page
+    other = english.open()
+    english.ask("Hello")
+    other.wait_for_selector(".entry:has-text('Hello')")
+    put = "IDBObjectStore.prototype.put"
+    page.evaluate(f"window.kept = {put}; {put} = () => {{ throw new DOMException('', 'QuotaExceededError') }}; 0")
+    assert english.ask("Thank you") == "You are welcome!"
+    page.wait_for_selector(".banner:has-text('storage is full')")
+    page.evaluate(f"{put} = window.kept; 0")
+    english.ask("Goodbye")
+    page.wait_for_selector(".banner", state="detached")
+    other.click(".entry-title")
+    other.wait_for_selector(".bubble:has-text('Goodbye')")
+
+
 def test_a_file_that_is_no_conversation_is_refused(english: Visitor, tmp_path: Path) -> None:
     page = english.page
     page.click(".settings-button")
@@ -213,7 +229,7 @@ def test_chinese_and_dark_by_the_system_and_by_choice(browser: Browser, server: 
     page.wait_for_selector("[placeholder='Write a message']")
     assert page.evaluate(background) != dark
     page.click(".settings-button")
-    page.click("[role=radio]:text('System')")
+    page.click(".choices button:text('System')")
     visitor.wait_for(f"{background} === '{dark}'")
     visitor.close()
 
@@ -230,10 +246,11 @@ def test_settings_reach_the_server(english: Visitor) -> None:
     page.fill("[name=temperature]", "0")
     page.fill("[name=seed]", "7")
     page.click("text=Use for new chats")
+    page.wait_for_selector("dialog .notice")
     page.keyboard.press("Escape")
     english.ask("Hello")
     assert "The limit of tokens was reached" in page.inner_text(LAST)
-    page.keyboard.press("Control+k")
+    english.start_new()
     english.ask("What is the capital of France?")
     assert len(sent) == 2
     assert sent[0]["messages"] == [
@@ -270,6 +287,11 @@ def test_a_tool_call_its_result_by_hand_and_the_answer(english: Visitor) -> None
     page.click(".tool-result button")
     page.wait_for_selector(".message.assistant:nth-child(3)")
     assert english.answer() == "London today: rain, 15 degrees."
+    page.click(".tool-bar :text('Edit')")
+    page.fill(".tool-result textarea", '{"city": "London", "weather": "sunny", "temperature": 21}')
+    page.click(".tool-result button")
+    page.wait_for_selector(".tool-bar .versions:has-text('2/2')")
+    assert english.answer() == "London today: sunny, 21 degrees."
     page.reload()
     page.wait_for_selector(".tool")
     assert page.locator(".tool pre").count() == 2
@@ -317,8 +339,8 @@ def test_a_server_with_a_key_that_dies_in_the_middle(browser: Browser, home: Pat
         page.press(".composer-text", "Enter")
         page.wait_for_selector(".message .error .key-form")
         page.fill(".message [name=key]", "wrong-key-wrong-key-wrong")
-        with page.expect_response("**/v1/models"):
-            page.keyboard.press("Enter")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".message .error-detail:has-text('Incorrect API key')")
         page.fill(".message [name=key]", KEY)
         page.keyboard.press("Enter")
         page.wait_for_selector(f"{LAST} .prose:has-text('Hello!')")

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("starlette")
 from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from tpudeploy.server.page_routes import PAGE, page_routes
@@ -55,6 +56,14 @@ def test_files_are_kept_for_good_under_a_name_that_changes_with_them(client: Tes
     before = TestClient(Starlette(routes=page_routes(tmp_path))).get("/").text
     (tmp_path / "a.js").write_text("2", encoding="utf-8")
     assert TestClient(Starlette(routes=page_routes(tmp_path))).get("/").text != before
+
+
+def test_a_proxy_can_put_the_page_below_a_prefix() -> None:
+    client = TestClient(Starlette(routes=[Mount("/chat", routes=page_routes())]))
+    (script,) = re.findall(r'type="module" src="([^"/][^"]*)"', client.get("/chat/").text)
+    assert client.get(f"/chat/{script}").status_code == 200
+    api = (PAGE / "app" / "api.js").read_text(encoding="utf-8")
+    assert '"/v1' not in api and '"v1/chat/completions"' in api
 
 
 def test_files_are_packed_for_those_who_unpack(client: TestClient) -> None:

@@ -19,6 +19,7 @@ from tpudeploy.runtime.conversation import Conversation
 from tpudeploy.runtime.engine import Engine
 from tpudeploy.runtime.generator import GenerationOptions, generate
 from tpudeploy.runtime.reply import Reply
+from tpudeploy.runtime.sampling import SamplingOptions
 
 torch.set_num_threads(1)
 SEQ = 120
@@ -339,6 +340,100 @@ def test_reset_keeps_the_system_message_and_its_rows(engine: Engine, session: To
     assert "".join(reply) == "two"
     assert reply.result.reused_tokens == len("#a long system message#f")
     assert chat.messages == (Message(role="system", content="a long system message"), user("fresh"), assistant("two"))
+
+
+def test_the_last_turn_is_dropped(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine, system="S")
+    assert chat.drop_last_turn() is None
+    for question, answer in (("first", "one"), ("second", "two")):
+        say(session, answer)
+        list(chat.ask(question))
+    assert chat.drop_last_turn() == user("second")
+    assert chat.messages == (Message(role="system", content="S"), user("first"), assistant("one"))
+    assert chat.stats.turns == 2  # what it cost was spent
+    say(session, "three")
+    reply = chat.ask("third")
+    assert "".join(reply) == "three"
+    assert cached_text(engine) == "#S#first#one#third#three"
+    assert reply.result.reused_tokens == len("#S#first#one#")
+
+
+def test_dropping_a_turn_drops_what_its_tools_said(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine, stream=CallStream)
+    say(session, "now()")
+    list(chat.ask("time?"))
+    say(session, "noon")
+    list(chat.send(Message(role="observation", content="12:00")))
+    assert chat.drop_last_turn() == user("time?")
+    assert chat.messages == () and chat.drop_last_turn() is None
+
+
+def test_turns_that_were_left_out_are_sent_again_when_there_is_room(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine)
+    say(session, "one")
+    list(chat.ask("first"))
+    say(session, "two")
+    list(chat.ask("z" * 110))
+    assert chat.stats.trimmed_turns == 1
+    assert chat.drop_last_turn() == user("z" * 110)
+    assert chat.stats.trimmed_turns == 0
+    say(session, "three")
+    list(chat.ask("third"))
+    assert cached_text(engine) == "#first#one#third#three"
+
+
+def test_a_system_message_is_replaced(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine, system="old")
+    say(session, "one")
+    list(chat.ask("first"))
+    chat.system = "new"
+    assert (chat.system, chat.messages[0]) == ("new", Message(role="system", content="new"))
+    say(session, "two")
+    list(chat.ask("second"))
+    assert cached_text(engine) == "#new#first#one#second#two"
+    chat.system = ""
+    assert chat.system == "" and chat.messages[0] == user("first")
+    tools = converse(engine, system="old", tools=[{"name": "now"}])
+    tools.system = ""
+    assert tools.messages == (Message(role="system", content="", tools=({"name": "now"},)),)
+
+
+@pytest.mark.parametrize("system", ["", "S"])
+def test_messages_are_restored(engine: Engine, session: TorchSession, system: str) -> None:
+    head = [Message(role="system", content=system)] if system else []
+    history = [*head, user("first"), assistant("one"), user("second"), assistant("two")]
+    chat = converse(engine, system="another")
+    say(session, "never kept")
+    list(chat.ask("gone"))
+    chat.restore(history)
+    assert chat.messages == tuple(history) and chat.system == system
+    say(session, "three")
+    list(chat.ask("third"))
+    assert cached_text(engine) == f"{'#S' if system else ''}#first#one#second#two#third#three"
+    with pytest.raises(UsageError, match="first"):
+        chat.restore([user("x"), Message(role="system", content="late")])
+    assert len(chat.messages) == len(history) + 2  # as it was
+    chat.restore([])
+    assert chat.messages == () and chat.system == ""
+
+
+def test_a_history_that_is_too_long_is_sent_as_far_as_it_fits(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine)
+    turns = [message for n in range(10) for message in (user(turn(n)[0]), assistant(turn(n)[1]))]
+    chat.restore(turns)
+    say(session, "ok")
+    assert "".join(chat.ask("q")) == "ok"
+    assert len(chat.messages) == 22 and 0 < chat.stats.trimmed_turns < 10
+
+
+def test_options_are_replaced(engine: Engine, session: TorchSession) -> None:
+    chat = converse(engine)
+    chat.options = GenerationOptions(max_new_tokens=2)
+    say(session, "long answer")
+    assert "".join(chat.ask("x")) == "lo"
+    with pytest.raises(UsageError):
+        chat.options = GenerationOptions(sampling=SamplingOptions(logit_bias={100_000: 1.0}))
+    assert chat.options.max_new_tokens == 2
 
 
 def test_a_reply_without_a_conversation(engine: Engine, session: TorchSession) -> None:

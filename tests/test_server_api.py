@@ -218,6 +218,7 @@ def test_an_answer_may_have_to_be_a_json_object(client: openai.OpenAI) -> None:
 def test_plain_completions(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, logprobs=1)
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (5, "length")
+    assert answer.usage.prompt_tokens >= 3  # [gMASK] and sop come before any text
     assert answer.choices[0].logprobs is not None
     assert len(answer.choices[0].logprobs.tokens or ()) <= 5
     stream = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, stream=True)

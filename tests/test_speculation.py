@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.drafting import Propose, Scripted, TableEngine, random_table
 from tests.torch_session import TorchBuffer, open_session, random_decoder, tiny_config
 
+from tpudeploy.contracts.backend import Session
 from tpudeploy.contracts.drafter import Draft, Drafter, DraftRun
 from tpudeploy.contracts.dtypes import Array, DType
 from tpudeploy.contracts.net import Stage
@@ -22,6 +23,7 @@ from tpudeploy.graph.decoder import Decoder
 from tpudeploy.runtime.engine import Engine
 from tpudeploy.runtime.generator import GenerationOptions, GenerationResult, TokenEvent, generate
 from tpudeploy.runtime.prompt_lookup import PromptLookup
+from tpudeploy.runtime.rounding import EXACT, Rounding
 from tpudeploy.runtime.sampling import Sampler, SamplingOptions, distribution
 
 torch.set_num_threads(1)
@@ -118,10 +120,11 @@ class CoarseEngine(PricedEngine):
     """Verify passes that round like a chip, only more so: logits and cached rows are off by some thousandths."""
 
     noise = 2e-3
+    presumed = 0.05
 
-    @property
-    def rounding(self) -> float:
-        return 0.05
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._rounding = Rounding(self.presumed)
 
     def verify(self, ids: Sequence[int]) -> Array:
         self._noise = np.random.default_rng(len(self.cache.ids))
@@ -153,7 +156,7 @@ def test_rounding_of_verify_nets_changes_no_greedy_answer(decoder: Decoder, samp
         result = both(careful, prompt, drafter, sampling=sampling)
         recomputed += result.drafts.recomputed
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CoarseEngine, "rounding", 0.0)
+            patch.setattr(CoarseEngine, "rounding", EXACT)
             careless.forget()
             options = GenerationOptions(drafter=drafter, sampling=sampling)
             flipped += run(careless, prompt, options).token_ids != answer
@@ -194,10 +197,14 @@ def test_what_is_recomputed_is_just_as_without_drafts(decoder: Decoder) -> None:
     drafted.forward(answer[10:11])
     drafted.forward(answer[11:])
     wanted, other = (engine.forward(more, rows=1)[0] for engine in (plain, drafted))
-    assert plain.settled and not drafted.settled
+    assert (plain.pending, drafted.pending) == (0, 14)
     assert not np.array_equal(other, wanted)
-    assert list(drafted.settle()) == [1] * 12 + [16, 3]
-    assert drafted.settled and drafted.cache.ids == plain.cache.ids
+    passes = list(drafted.settle({21 + 12 + 19 - 1}))
+    assert [settled.tokens for settled in passes] == [1] * 12 + [16, 3]
+    assert [settled.last for settled in passes] == [*range(21, 33), 48, 51]
+    assert [settled.logits is not None for settled in passes] == [False] * 13 + [True]
+    assert np.array_equal(passes[-1].logits, wanted)
+    assert drafted.pending == 0 and drafted.cache.ids == plain.cache.ids
     probe = [7]
     assert np.array_equal(plain.forward(probe), drafted.forward(probe))
 
@@ -450,7 +457,7 @@ def test_logprobs_of_settled_rows_are_those_without_drafts(decoder: Decoder) -> 
             wanted = plain[event.index].logprobs
             assert event.logprobs is not None and wanted is not None
             assert event.logprobs.chosen == pytest.approx(wanted.chosen, abs=0.3)
-            last[event.elapsed_s] = (event, engine.settled)
+            last[event.elapsed_s] = (event, engine.pending == 0)
         for event, settled in last.values():
             if settled:
                 assert event.logprobs == plain[event.index].logprobs
@@ -676,4 +683,4 @@ def test_the_margin_grows_with_type_and_depth(activation: DType) -> None:
     shallow, deep = (
         Engine(open_session(random_decoder(tiny_config(num_layers=layers)), PLAN, activation)) for layers in (1, 4)
     )
-    assert deep.rounding == 2 * shallow.rounding > 0.001
+    assert deep.rounding.margin == 2 * shallow.rounding.margin > 0.001

@@ -10,7 +10,7 @@ from tpudeploy.cli.answer_view import answer_view
 from tpudeploy.cli.chat_commands import COMMANDS, Leave, run_command
 from tpudeploy.cli.chat_keeper import ChatKeeper, Resumed, take_up
 from tpudeploy.cli.interrupts import interrupt_sets_flag
-from tpudeploy.cli.line_reader import PROMPT, LineReader, line_reader
+from tpudeploy.cli.line_reader import PROMPT, LineReader, line_reader, unquote
 from tpudeploy.cli.outcome import print_error
 from tpudeploy.cli.progress import BuildProgress
 from tpudeploy.cli.terminal import print_line, print_note, printable
@@ -91,7 +91,7 @@ class Chat:
         while True:
             try:
                 text = self._reader.read()
-                if text.strip():
+                if unquote(text).strip():
                     self._take(text)
             except (EOFError, Leave):
                 return
@@ -102,7 +102,7 @@ class Chat:
         """A command, or a message."""
         try:
             if not run_command(self, text):
-                self.say(text)
+                self.say(unquote(text))
         except BackendError as error:
             self._tell_of_device(error)
         except TpuDeployError as error:

@@ -76,6 +76,7 @@ def _help(chat: Chat, rest: str) -> None:
 def _reset(chat: Chat, rest: str) -> None:
     chat.conversation.reset()
     chat.keeper.begin()
+    chat.name = ""
     print_line("The conversation is forgotten.")
 
 
@@ -149,8 +150,10 @@ def _load(chat: Chat, rest: str) -> None:
     if not rest:
         _list(chat, rest)
         return
-    chat.take_up(Resumed(chat_id="", chat=chat.keeper.store.load(rest)))
-    chat.name = rest
+    store = chat.keeper.store
+    saved = store.is_saved(rest)  # then what is said from now on is kept beside it, until it is saved again
+    chat.take_up(Resumed(chat_id="" if saved else rest, chat=store.load(rest)))
+    chat.name = rest if saved else ""
 
 
 def _list(chat: Chat, rest: str) -> None:

@@ -98,6 +98,10 @@ class ChatStore:
         """
         return _read(self._find(name))
 
+    def is_saved(self, name: str) -> bool:
+        """Whether a conversation was saved under this name."""
+        return bool(_NAME.fullmatch(name)) and (self._saved / f"{name}{_SUFFIX}").is_file()
+
     def last(self) -> tuple[str, StoredChat]:
         """Id and content of what was kept last.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from os.path import commonprefix
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -19,7 +20,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from tpudeploy.cli.line_history import LineHistory
-from tpudeploy.cli.line_reader import CONTINUATION, PROMPT, LineReader, clean, is_open, unquote
+from tpudeploy.cli.line_reader import CONTINUATION, PROMPT, LineReader, clean, is_open
 
 _MENU_ROWS = 6
 
@@ -41,20 +42,20 @@ class LineEditor(LineReader):
             complete_while_typing=Condition(self._is_command),
             reserve_space_for_menu=_MENU_ROWS,
             multiline=True,
-            prompt_continuation=CONTINUATION,
-            key_bindings=_bindings(),
+            prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUATION,
+            key_bindings=_bindings(commands),
             output=output,
         )
 
     def read(self) -> str:
         """See :meth:`LineReader.read`."""
-        return unquote(clean(self._session.prompt(PROMPT)))
+        return clean(self._session.prompt(PROMPT))
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
 
 
-def _bindings() -> KeyBindings:
+def _bindings(commands: Iterable[str]) -> KeyBindings:
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # and not searching the history, which has keys of its own
 
@@ -70,6 +71,19 @@ def _bindings() -> KeyBindings:
     @bindings.add("escape", "enter", filter=typing)
     def newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add("tab", filter=typing)
+    def complete(event: KeyPressEvent) -> None:
+        # At once: prompt_toolkit's own completion comes too late for an Enter that follows it.
+        buffer = event.current_buffer
+        typed = buffer.document.text_before_cursor
+        common = commonprefix([word for word in commands if word.startswith(typed)])  # noqa: RUF071 - words, no paths
+        if typed.startswith("/") and len(common) > len(typed):
+            buffer.insert_text(common[len(typed) :])
+        elif buffer.complete_state:
+            buffer.complete_next()
+        else:
+            buffer.start_completion()
 
     @bindings.add("c-c", filter=typing)
     @bindings.add("<sigint>", filter=typing)

@@ -32,7 +32,7 @@ class LineHistory:
             return []
         try:
             with self._path.open("rb") as stream:
-                lines = stream.read(_LARGEST_BYTES).decode("utf-8", "replace").split("\n")
+                lines = stream.read(_LARGEST_BYTES).decode("utf-8", "replace").removesuffix("\n").split("\n")
         except OSError:
             return []
         if len(lines) > 2 * MOST_KEPT:

@@ -23,7 +23,7 @@ class LineReader(ABC):
 
     @abstractmethod
     def read(self) -> str:
-        """One message; what stands between quotes may have several lines.
+        """One message as it was typed; what stands between quotes may have several lines: see :func:`unquote`.
 
         :raises EOFError: Ctrl-D.
         :raises KeyboardInterrupt: Ctrl-C where nothing was typed; otherwise it clears what was.
@@ -42,7 +42,7 @@ class PlainReader(LineReader):
         except (EOFError, KeyboardInterrupt):
             print_line()  # the terminal leaves the cursor behind what was typed
             raise
-        return unquote("\n".join(lines))
+        return "\n".join(lines)
 
 
 def line_reader(history: Path | None, commands: Mapping[str, str]) -> LineReader:

@@ -17,6 +17,8 @@ DEFAULT_VERIFY_TOKENS = 16
 """Measured: a pass of 16 costs 8 (INT8) to 15 % (INT4) more than one of a single token, and no more than one of 8."""
 DEFAULT_PREFILL_TOKENS = 128
 """Measured: up to here a pass costs little more than reading the weights, beyond it grows with its tokens."""
+SHORT_PREFILL_TOKENS = 64
+"""Measured: a chat's turn is seldom longer, and such a pass costs 12 (INT8) or 39 % (INT4) less than one of 128."""
 MIDDLE_PREFILL_TOKENS = 256
 LARGEST_PREFILL_TOKENS = 512
 """Measured: the chunk that costs least a token; beyond it the compiler reads weights more often."""
@@ -75,12 +77,12 @@ def default_cache_lengths(seq_length: int) -> tuple[int, ...]:
 
 
 def default_prefill(seq_length: int) -> tuple[Stage, ...]:
-    """The stages of prefill: chunks of 128 and 512 tokens over each cache length, of 256 over the shortest.
+    """The stages of prefill: chunks of 64, 128 and 512 tokens over each cache length, of 256 over the shortest.
 
     Sequences of up to 512 tokens have a pass of the whole length over no cache instead of the 512.
     """
     caches = default_cache_lengths(seq_length)
-    chunks = [(DEFAULT_PREFILL_TOKENS, cache) for cache in caches]
+    chunks = [(new, cache) for new in (DEFAULT_PREFILL_TOKENS, SHORT_PREFILL_TOKENS) for cache in caches]
     chunks.append((MIDDLE_PREFILL_TOKENS, min(caches)))
     if seq_length <= LARGEST_PREFILL_TOKENS:
         chunks = [(new, cache) for new, cache in chunks if new < seq_length]

@@ -7,11 +7,10 @@ blocks as it is exported (see ``export.check``). Weights are stored (in, out), t
 
 from __future__ import annotations
 
-import math
-
 from tpudeploy.contracts.decoder import AttentionForm, DecoderConfig, MaskForm, RopeLayout
 from tpudeploy.contracts.net import LayerPart, NetKind, NetSpec
 from tpudeploy.errors import CompileError
+from tpudeploy.graph.onnx_attention import Chunk, attend, query_chunks
 from tpudeploy.graph.onnx_builder import OnnxBuilder
 
 
@@ -62,24 +61,27 @@ class BlockGraph:
 
     def write(self) -> None:
         """Add all nodes of the layer."""
+        chunks = query_chunks(self.b, self.net.stage)
         states = _rms_norm(self.b, self.config, "input_states", "attention_norm")
-        attended = self._post_norm(self._attention(states), "post_attention_norm")
+        attended = self._post_norm(self._attention(states, chunks), "post_attention_norm")
         states = self.b.op("Add", "input_states", attended, name="attention.residual")
         ffn = self._post_norm(self._ffn(_rms_norm(self.b, self.config, states, "ffn_norm")), "post_ffn_norm")
         self.b.op("Add", states, ffn, name="output_states")
 
     def write_part(self) -> None:
         """Add the nodes of one half of the layer, for a chip that computes a part of it: a partial sum."""
+        attention = self.net.part is LayerPart.ATTENTION
+        chunks = query_chunks(self.b, self.net.stage) if attention else []
         states = add_partials(self.b, self.net, output="output_states")
-        if self.net.part is LayerPart.ATTENTION:
-            self._attention(_rms_norm(self.b, self.config, states, "attention_norm"), output="partial")
+        if attention:
+            self._attention(_rms_norm(self.b, self.config, states, "attention_norm"), chunks, output="partial")
         else:
             self._ffn(_rms_norm(self.b, self.config, states, "ffn_norm"), output="partial")
 
     def _post_norm(self, states: str, name: str) -> str:
         return _rms_norm(self.b, self.config, states, name) if self.config.post_norms else states
 
-    def _attention(self, states: str, *, output: str = "") -> str:
+    def _attention(self, states: str, chunks: list[Chunk], *, output: str = "") -> str:
         config, b = self.config, self.b
         hidden = config.hidden_size
         cos, sin = self._table("rope.cos"), self._table("rope.sin")
@@ -89,16 +91,7 @@ class BlockGraph:
         if self.over_cache:
             key = b.op("Concat", "history_k", key, name="all_k", axis=1)  # (1, total, kv_heads, head_dim)
             value = b.op("Concat", "history_v", value, name="all_v", axis=1)
-        query = b.op("Transpose", query, name="q.by_head", perm=[0, 2, 1, 3])  # (1, heads, new, head_dim)
-        keys = self._expand(key, "k", perm=[0, 2, 3, 1])  # (1, heads, head_dim, total)
-        values = self._expand(value, "v", perm=[0, 2, 1, 3])  # (1, heads, total, head_dim)
-        scores = b.op("MatMul", query, keys, name="scores")
-        scores = b.op("Mul", scores, b.number(1 / math.sqrt(config.head_dim)), name="scores.scaled")
-        scores = b.op("Add", scores, "attention_mask", name="scores.masked")
-        weights = b.op("Softmax", scores, name="scores.softmax", axis=-1)
-        context = b.op("MatMul", weights, values, name="context")
-        context = b.op("Transpose", context, name="context.by_token", perm=[0, 2, 1, 3])
-        context = b.op("Reshape", context, b.ints(1, -1, config.q_size), name="context.flat")
+        context = attend(b, config, chunks, query, key, value)
         return _linear(b, context, "o", config.q_size, hidden, output=output)
 
     def _heads(self, states: str, name: str, heads: int, *, output: str = "") -> str:
@@ -163,16 +156,6 @@ class BlockGraph:
             b.ints(step),
             name=f"{states}.{start}_{stop}_{step}",
         )
-
-    def _expand(self, states: str, name: str, *, perm: list[int]) -> str:
-        """(1, total, kv_heads, head_dim) -> one copy a query head, transposed by ``perm``."""
-        config, b = self.config, self.b
-        repeats = config.num_heads // config.num_kv_heads
-        wide = b.op("Unsqueeze", states, b.ints(3), name=f"{name}.group")
-        wide = b.op("Expand", wide, b.ints(1, 1, 1, repeats, 1), name=f"{name}.repeated")
-        flat = b.ints(1, -1, config.num_heads, config.head_dim)
-        wide = b.op("Reshape", wide, flat, name=f"{name}.expanded")  # (1, total, heads, head_dim)
-        return b.op("Transpose", wide, name=f"{name}.by_head", perm=perm)
 
     def _ffn(self, states: str, *, output: str = "") -> str:
         config, b = self.config, self.b

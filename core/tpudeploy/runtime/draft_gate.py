@@ -3,10 +3,13 @@
 Costs are in decode passes. A verify pass costs ``1 + extra``; it yields a token as a decode pass does, and one more for
 each drafted token that was right. Two conditions must hold before one is run:
 
-* The drafted tokens that are expected to be right outweigh ``extra``. The expectation is learnt for each class of
-  evidence, from its own drafts; it recovers slowly, so that a class that failed is tried again later.
+* The drafted tokens that are expected to be right outweigh ``extra``, and what near ties are expected to take back of
+  them. The expectation is learnt for each class of evidence, from its own drafts; it recovers slowly, so that a class
+  that failed is tried again later. What near ties take back is learnt from all drafts.
 * There is credit for ``extra``. Every token earns a little, every right token of a draft earns 1, every verify pass
   costs ``extra``. So however drafts fail, passes cost at most ``1 + EARNED`` a token, and one wrong draft over that.
+  Passes that tell near ties apart are paid from what drafts have saved; for what that does not cover there is debt, and
+  no draft until it is paid. So there is never more than one such debt.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ _FIRST_GUESS = 1.0
 _LEARNT = 0.3
 _RECOVERED = 0.002
 _CLOCKED = 0.3
+_TAKEN_BACK = 0.1
 
 
 class DraftGate:
@@ -35,6 +39,7 @@ class DraftGate:
         self.extra = DEFAULT_EXTRA if extra is None else min(max(extra, 0.0), MOST_EXTRA)
         self._credit = min(self.extra, _MOST_CREDIT)
         self._saved = 0.0
+        self._lost = 0.0  # passes that near ties took, for each verify pass
         self._expected: dict[int, float] = {}
         self._decode_s: float | None = None
         self._verify_s: float | None = None
@@ -44,7 +49,7 @@ class DraftGate:
         if self._measures and self._decode_s is None:
             return False  # there would be nothing to compare a verify pass with
         expected = min(self._expected.get(evidence, _FIRST_GUESS), count)
-        return self._credit >= self.extra and expected > self.extra
+        return self._credit >= self.extra and expected > self.extra + self._lost
 
     def decoded(self, seconds: float) -> None:
         """A decode pass was run."""
@@ -57,12 +62,14 @@ class DraftGate:
         self._measure()
         before = self._expected.get(evidence, _FIRST_GUESS)
         self._expected[evidence] = before + _LEARNT * (accepted - before)
+        self._lost -= _TAKEN_BACK * self._lost
         self._earn(EARNED * (1 + accepted) + accepted - self.extra)
 
     def recomputed(self, passes: int) -> None:
         """Tokens that drafts had brought were computed once more; paid from what they had saved, as far as it goes."""
         self._credit += self._saved - passes
         self._saved = 0.0
+        self._lost += _TAKEN_BACK * passes
 
     def _earn(self, amount: float) -> None:
         self._credit += amount
@@ -70,6 +77,7 @@ class DraftGate:
         if self._credit > most:
             self._saved += self._credit - most
             self._credit = most
+        self._lost -= _RECOVERED * self._lost
         for evidence, expected in self._expected.items():
             if expected < _FIRST_GUESS:
                 self._expected[evidence] = expected + _RECOVERED * (_FIRST_GUESS - expected)

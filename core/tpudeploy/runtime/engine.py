@@ -8,7 +8,7 @@ one thread at a time may use an engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from tpudeploy.runtime.pass_plan import PassPlanner, stage_costs
 from tpudeploy.runtime.passes import Pass
 from tpudeploy.runtime.prefix_keeper import PrefixKeeper
 from tpudeploy.runtime.prefix_store import PrefixStore
+from tpudeploy.runtime.rounding import Rounding
 from tpudeploy.runtime.stage_nets import StageNets, find_heads, find_stages
-from tpudeploy.runtime.token_engine import TokenEngine
+from tpudeploy.runtime.token_engine import Settled, TokenEngine
 
 ROUNDING = {DType.F32: 3e-5, DType.F16: 0.002, DType.BF16: 0.016}
 """See :attr:`TokenEngine.rounding`; of one layer, they add up as random errors do. docs/explanation/speculation.md"""
@@ -56,6 +57,8 @@ class Engine(TokenEngine):
         shapes = [nets.stage for nets in stages]
         self._planner = PassPlanner(shapes, stage_costs(session.manifest, shapes))
         self._verify_stages = self.nets.stages(NetKind.VERIFY)
+        presumed = ROUNDING[self.nets.activation]
+        self._rounding = Rounding(presumed * math.sqrt(self.nets.config.num_layers), presumed)
         self._sized: tuple[int, int, Pass] | None = None
         self._keeper: PrefixKeeper | None = None
 
@@ -159,14 +162,14 @@ class Engine(TokenEngine):
         return several / one - 1 if one and several else None
 
     @property
-    def rounding(self) -> float:
+    def rounding(self) -> Rounding:
         """See :attr:`TokenEngine.rounding`."""
-        return ROUNDING[self.nets.activation] * math.sqrt(self.nets.config.num_layers)
+        return self._rounding
 
     @property
-    def settled(self) -> bool:
-        """See :attr:`TokenEngine.settled`."""
-        return self.cache.settled == self.cache.length
+    def pending(self) -> int:
+        """See :attr:`TokenEngine.pending`."""
+        return self.cache.pending
 
     def verify(self, ids: Sequence[int]) -> Array:
         """See :meth:`TokenEngine.verify`."""
@@ -183,7 +186,7 @@ class Engine(TokenEngine):
         """See :meth:`TokenEngine.accept`."""
         self.cache.extend(ids, drafted=True)
 
-    def settle(self) -> Iterator[int]:
+    def settle(self, wanted: Container[int] = ()) -> Iterator[Settled]:
         """See :meth:`TokenEngine.settle`."""
         start, ids = self.cache.settled, self.cache.ids
         stops = []
@@ -193,8 +196,8 @@ class Engine(TokenEngine):
         self.cache.truncate(self.cache.settled)
         for stop in stops:
             chunk = ids[self.cache.length : stop]
-            self.forward(chunk, rows=0)
-            yield len(chunk)
+            rows = self.forward(chunk, rows=int(stop - 1 in wanted))
+            yield Settled(len(chunk), stop - 1, rows[0] if len(rows) else None)
 
     def forget(self) -> None:
         """See :meth:`TokenEngine.forget`."""

@@ -83,6 +83,13 @@ class KvCache:
         """What is known of the tokens."""
         return CacheState(tuple(self._ids), tuple(self._starts), self._settled)
 
+    @property
+    def pending(self) -> int:
+        """Passes that would make all other rows so."""
+        if self._settled == len(self._ids):
+            return 0
+        return 1 + len(self._starts) - bisect_right(self._starts, self._settled)
+
     def next_pass(self, start: int) -> int:
         """Where the pass that began with row ``start`` ends."""
         later = bisect_right(self._starts, start)

@@ -121,6 +121,11 @@ class Sampler:
             )
 
     @property
+    def greedy(self) -> bool:
+        """See :attr:`SamplingOptions.greedy`."""
+        return self._options.greedy
+
+    @property
     def complete(self) -> bool:
         """Whether the answer has the form that it must have, and ends here."""
         return self._form is not None and self._form.complete

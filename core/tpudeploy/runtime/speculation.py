@@ -27,13 +27,15 @@ class DraftCounts:
     :param verify_passes: those of them that verified a draft.
     :param drafted: tokens of those drafts.
     :param accepted: those of them that were right.
-    :param recomputed: tokens that were computed once more, to tell two near equals apart.
+    :param settled: how often two near equals had to be told apart.
+    :param recomputed: tokens that were computed once more for that.
     """
 
     passes: int = 0
     verify_passes: int = 0
     drafted: int = 0
     accepted: int = 0
+    settled: int = 0
     recomputed: int = 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 
 from typing_extensions import Self
 
@@ -11,6 +12,21 @@ from tpudeploy.contracts.backend import Session
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.errors import UsageError
 from tpudeploy.runtime.prefix_store import PrefixStore
+from tpudeploy.runtime.rounding import EXACT, Rounding
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A pass that was run anew.
+
+    :param tokens: how many it computed.
+    :param last: the place of the last of them in the sequence.
+    :param logits: (vocab,) float32 after that one; None where they were not wanted.
+    """
+
+    tokens: int
+    last: int
+    logits: Array | None
 
 
 class TokenEngine(ABC):
@@ -93,14 +109,14 @@ class TokenEngine(ABC):
         return None
 
     @property
-    def rounding(self) -> float:
-        """How far two logits may come closer, or move apart, by which nets compute them, relative to their size."""
-        return 0.0
+    def rounding(self) -> Rounding:
+        """How far two logits may come closer, or move apart, by which nets compute them; learns while running."""
+        return EXACT
 
     @property
-    def settled(self) -> bool:
-        """Whether every row of the cache is as it would be without drafts."""
-        return True
+    def pending(self) -> int:
+        """Passes that :meth:`settle` would take; 0: every row of the cache is as it would be without drafts."""
+        return 0
 
     def verify(self, ids: Sequence[int]) -> Array:
         """Compute one token and the drafted ones after it in one pass; the cache holds none of them yet.
@@ -116,11 +132,11 @@ class TokenEngine(ABC):
         """Of the tokens that :meth:`verify` just computed, let the cache hold these leading ones; forget the others."""
         raise UsageError("these nets verify no drafts.")
 
-    def settle(self) -> Iterator[int]:
+    def settle(self, wanted: Container[int] = ()) -> Iterator[Settled]:
         """Compute anew, pass by pass, every row of the cache that is not as it would be without drafts.
 
-        :returns: an iterator that runs a pass at each step, and gives its number of tokens. Abandoned, it leaves a
-            shorter cache.
+        :param wanted: places of tokens in the sequence whose logits are wanted, where they are a pass's last.
+        :returns: an iterator that runs a pass at each step. Abandoned, it leaves a shorter cache.
         """
         return iter(())
 

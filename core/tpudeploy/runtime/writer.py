@@ -7,8 +7,7 @@ could spoil the next.
 A draft never decides anything. Each row of a verify pass is the model's own word on what follows, and the sampler
 chooses from it as it would have done one pass at a time: with the same history, and where it draws, with the same
 random numbers. A drafted token is right if, and only if, it is what was chosen. What nets of another width round
-differently is told apart where it could matter: where the best logit of a greedy choice hardly leads, rows that came of
-verify passes are computed anew as they would have been without drafts, and the choice is made from those.
+differently is told apart where it could matter: see :mod:`tpudeploy.runtime.near_ties`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from tpudeploy.contracts.drafter import Draft, Drafter
 from tpudeploy.contracts.dtypes import Array
 from tpudeploy.errors import BackendError
+from tpudeploy.runtime.near_ties import NearTies
 from tpudeploy.runtime.sampling import Sampler
 from tpudeploy.runtime.speculation import DraftCounts, Speculation
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -65,6 +65,7 @@ class Writer:
         self._drafter = drafter
         self._ends = ends
         self._cancelled = cancelled
+        self._ties = NearTies(engine, self._ids, self.counts)
         self._speculation: Speculation | None = None
         self._revision: int | None = None  # of the cache, when it last held a beginning of ``_ids`` and nothing else
 
@@ -80,9 +81,10 @@ class Writer:
         """
         before = len(self._ids)
         # What nobody touched since is not compared again: for each token, the whole sequence so far would be.
-        revision = self._engine.revision
+        engine = self._engine
+        revision = engine.revision
         known = before if revision is not None and revision == self._revision else 0
-        start = self._engine.reuse(self._ids, known=known)
+        start = engine.reuse(self._ids, known=known)
         first = self.reused is None
         if self.reused is None:
             self.reused = start
@@ -90,6 +92,9 @@ class Writer:
         if draft is not None:
             self._verify(draft)
         else:
+            if start == before - 1 and not first and self._ties.is_due():
+                self._settle(choosing=False)
+                start = engine.reuse(self._ids)  # less, if it was cancelled
             self._compute(start, counted=not first)
         written = self._ids[before:]
         if written and self._speculation is not None:
@@ -113,7 +118,7 @@ class Writer:
                 row: Array = engine.forward(ids[start:])[0]
                 if counted and self._speculation is not None:
                     self._speculation.decoded(time.perf_counter() - began)
-                if not self._choose(row, clear=engine.settled):
+                if not self._choose(row, self._margin(row)):
                     self._settle()
                 return
             start = stop
@@ -131,53 +136,47 @@ class Writer:
         seconds = time.perf_counter() - began
         accepted, clear = 0, True
         for row, drafted in zip(rows, (*draft.ids, None), strict=True):
-            clear = self._choose(row, clear=False)
+            clear = self._choose(row, self._margin(row, drafted=True))
             if not clear or self._ids[-1] != drafted:
                 break
             accepted += 1
             if self._ended:
                 break
         counts.accepted += accepted
-        engine.accept(self._ids[before - 1 : -1] if clear else self._ids[before - 1 :])
+        engine.accept(self._ids[before - 1 : -1])
         if self._speculation is not None:
             self._speculation.verified(draft, accepted, seconds)
         if not clear:
             self._settle()
+
+    def _settle(self, *, choosing: bool = True) -> None:
+        """Choose what was too close to tell, or be prepared for it."""
+        spent = self._ties.settle((lambda row: self._choose(row, 0.0)) if choosing else None, self._cancelled)
+        self.counts.passes += spent
+        if self._speculation is not None:
+            self._speculation.recomputed(spent)
 
     @property
     def _ended(self) -> bool:
         stops = self._ids[-1] in self._ends.stop_ids or self._sampler.complete
         return stops or len(self._ids) >= self._ends.length
 
-    def _choose(self, row: Array, *, clear: bool) -> bool:
-        """Choose the next token from logits (vocab,); returns whether it could be told.
+    def _margin(self, row: Array, *, drafted: bool = False) -> float:
+        """See :meth:`NearTies.margin`; logits (vocab,) after the last token. Draws are as good by any net."""
+        return self._ties.margin(row, len(self._ids) - 1, drafted=drafted) if self._sampler.greedy else 0.0
 
-        :param clear: the logits are what they would be without drafts.
-        """
+    def _choose(self, row: Array, margin: float) -> bool:
+        """Choose the next token from logits (vocab,); returns whether it could be told."""
         try:
-            token = self._sampler.sample_clear(row, 0.0 if clear else self._engine.rounding)
+            token = self._sampler.sample_clear(row, margin)
         except BackendError:
             self._engine.forget()
             raise
+        if margin:
+            self._engine.rounding.chose(near_tie=token is None)
         if token is not None:
             self._ids.append(token)
         return token is not None
-
-    def _settle(self) -> None:
-        """Compute the last token anew, and before it every row that came of drafts; then choose for certain."""
-        engine, spent = self._engine, 0
-        engine.reuse(self._ids)
-        passes = engine.settle()
-        while not self._cancelled():
-            tokens = next(passes, None)
-            spent += 1
-            if tokens is None:
-                self._choose(engine.forward(self._ids[-1:])[0], clear=True)
-                break
-            self.counts.recomputed += tokens
-        self.counts.passes += spent
-        if self._speculation is not None:
-            self._speculation.recomputed(spent)
 
     def _draft(self) -> Draft | None:
         """A draft that leaves room for the token after it; the drafter starts when it is first asked for one."""

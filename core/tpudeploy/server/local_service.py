@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tpudeploy.contracts.chat import Message
+from tpudeploy.contracts.chat import ChatTemplate, Message
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
 from tpudeploy.runtime.prefix_store import PrefixStore
@@ -24,8 +24,8 @@ from tpudeploy.server.worker import Worker
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_TOKEN_CHARS = 128
-"""No token of the families that are known stands for more: GLM's longest is of 128 spaces."""
+_LONGEST_TOKEN_CHARS = 512
+"""No token of the families that are known stands for more: the longest of GLM-4 is so many spaces."""
 _SMOOTHING = 0.2
 """Weight of the newest answer in the mean time that one takes."""
 _ANSWER_S = 10.0
@@ -49,6 +49,7 @@ class LocalService(Service):
         first = models[0]
         self.store = store
         self._text = first.require_text()
+        self._text_start = _start_of(self._text.template)
         self._card = ModelCard(
             name=first.model,
             created=int(time.time()),
@@ -91,7 +92,8 @@ class LocalService(Service):
     async def encode_text(self, text: str) -> tuple[int, ...]:
         """See :meth:`Service.encode_text`."""
         self._check_size(len(text), "prompt")
-        return tuple(await asyncio.to_thread(self._text.tokenizer.encode, text))
+        ids = await asyncio.to_thread(self._text.tokenizer.encode, text)
+        return (*self._text_start, *ids) if ids else ()
 
     def tool_call_message(self, name: str, arguments: dict[str, object]) -> Message:
         """See :meth:`Service.tool_call_message`."""
@@ -104,7 +106,8 @@ class LocalService(Service):
         """See :meth:`Service.submit`."""
         self._check_ready()
         if len(question.prompt_ids) > self._card.seq_length:
-            raise errors.too_long(len(question.prompt_ids), self._card.seq_length, "messages")
+            param = "messages" if question.is_chat else "prompt"
+            raise errors.too_long(len(question.prompt_ids), self._card.seq_length, param)
         ticket = Ticket(question, client, self._require_loop(), self._limits.timeout_s, self._give_up, self._position)
         if not self._queue and (worker := self._worker_for(ticket)) is not None:
             self._begin(ticket, worker)
@@ -242,6 +245,14 @@ _STOP_S = 10.0
 """How long a worker may take for the pass that it is in, and to free its device."""
 _RESTART_S = 30
 """When to try again, where the server is stopped."""
+
+
+def _start_of(template: ChatTemplate) -> tuple[int, ...]:
+    """What a family begins every sequence with, plain text included."""
+    try:
+        return tuple(template.encode([], add_generation_prompt=False))
+    except TpuDeployError:  # it cannot write a conversation of nothing
+        return ()
 
 
 def _api_error(error: Exception | None) -> errors.ApiError:

@@ -170,7 +170,7 @@ class Service(ABC):
 
     @abstractmethod
     async def encode_text(self, text: str) -> tuple[int, ...]:
-        """Ids of plain text. :raises ApiError: far too much of it."""
+        """Ids of plain text, as the model's authors begin it; none for none. :raises ApiError: far too much of it."""
 
     @abstractmethod
     def tool_call_message(self, name: str, arguments: dict[str, object]) -> Message:

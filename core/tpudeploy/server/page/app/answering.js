@@ -1,6 +1,9 @@
 /** One answer as it comes: reads the stream into a message of a conversation. */
 import { ApiError, streamChat } from "./api.js";
 
+/** Pieces that came as one say nothing about speed. */
+const LEAST_SECONDS = 0.01;
+
 export class Answering {
   #abort = new AbortController();
   #calls = [];
@@ -79,6 +82,6 @@ export class Answering {
     node.stats.completion = usage.completion_tokens;
     const seconds = (this.lastToken - this.firstToken) / 1000;
     // The first token's time is the prompt's; the others' are what a token costs.
-    if (usage.completion_tokens > 1 && seconds > 0) node.stats.rate = (usage.completion_tokens - 1) / seconds;
+    if (usage.completion_tokens > 1 && seconds > LEAST_SECONDS) node.stats.rate = (usage.completion_tokens - 1) / seconds;
   }
 }

@@ -7,6 +7,8 @@ import { t } from "./i18n.js";
 
 /** While an answer grows, it is saved this often, in milliseconds: a reload keeps what was there. */
 const SAVE_EVERY = 1000;
+/** So much of an answer is told to those who listen; the rest they can go to. */
+const SPOKEN_LETTERS = 500;
 /** How often the page asks again by itself when the server is busy. */
 const RETRIES = 5;
 
@@ -64,13 +66,14 @@ export class Answers {
     if (!this.running(this.app.current)) this.#answer(this.app.current, node);
   }
 
-  /** Take a tool's result; once every call of the answer has one, the model goes on. */
-  giveResult(node, call, text) {
+  /** Take a tool's result, or a better one; once every call of the answer has one, the model goes on. */
+  giveResult(node, call, text, corrected = null) {
     const conversation = this.app.current;
-    const last = this.app.conversations.path.at(-1);
+    const parent = corrected ? parentOf(conversation, corrected) : this.app.conversations.path.at(-1);
     const fields = { role: "tool", callId: call.id, name: call.name, content: text };
-    const added = addNode(conversation, last, fields);
+    const added = addNode(conversation, parent, fields);
     this.app.toolDrafts.delete(call.id);
+    this.app.editing = null;
     if (openCalls(conversation, node).length) {
       this.app.conversations.save(conversation);
       this.app.changed();
@@ -125,7 +128,9 @@ export class Answers {
     conversation.updated = Date.now();
     app.conversations.save(conversation);
     if (node.error?.kind === "busy" && retries > 0) this.#retryLater(conversation, node, retries - 1);
-    app.announce(node.error ? t("answerFailed") : t("answerReady"));
+    // Once, when it is complete: a reader of the screen would choke on every token.
+    const text = bodyOf(node).element.textContent.slice(0, SPOKEN_LETTERS);
+    app.announce(`${node.error ? t("answerFailed") : t("answerReady")} ${text}`);
   }
 
   #retryLater(conversation, node, retries) {

@@ -88,9 +88,11 @@ export class App {
   async useKey(key, remember) {
     keepApiKey(key.trim(), remember);
     await this.findModels();
-    if (this.serverError) return;
     const last = this.conversations.path.at(-1);
-    if (last?.error?.kind === "unauthorized") this.answers.again(last);
+    if (last?.error?.kind !== "unauthorized") return;
+    // A wrong key is told where the key was typed.
+    if (this.serverError) last.error = { ...this.serverError };
+    else this.answers.again(last);
   }
 
   setLanguage(language) {

@@ -35,18 +35,19 @@ export function newConversation(defaults = {}) {
 
 /** The messages that are shown, first to last. */
 export function path(conversation) {
+  const families = new Map();
+  for (const node of conversation.nodes) {
+    if (families.has(node.parent)) families.get(node.parent).push(node);
+    else families.set(node.parent, [node]);
+  }
   const shown = [];
   for (let parent = ROOT; ; ) {
-    const siblings = children(conversation, parent);
-    if (!siblings.length) return shown;
+    const siblings = families.get(parent);
+    if (!siblings) return shown;
     const node = siblings.find((sibling) => sibling.id === conversation.chosen[parent]) ?? siblings.at(-1);
     shown.push(node);
     parent = node.id;
   }
-}
-
-export function children(conversation, parent) {
-  return conversation.nodes.filter((node) => node.parent === parent);
 }
 
 /** Add a message below `parent` (a node, or null for the beginning) and show it. */
@@ -76,7 +77,7 @@ export function removeNode(conversation, node) {
 
 /** Where a message stands among its versions: {index, count}, and `show(step)` changes which one is shown. */
 export function versions(conversation, node) {
-  const siblings = children(conversation, node.parent);
+  const siblings = conversation.nodes.filter((other) => other.parent === node.parent);
   const index = siblings.indexOf(node);
   const show = (step) => {
     conversation.chosen[node.parent] = siblings[(index + step + siblings.length) % siblings.length].id;

@@ -69,7 +69,10 @@ export class Conversations {
     this.#saving.set(conversation.id, false);
     try {
       await this.#store.put(conversation);
-      if (this.storage === "full") this.storage = "kept";
+      if (this.storage === "full" || this.storage === "failed") {
+        this.storage = "kept";
+        this.app.changed();
+      }
       this.#tabs?.postMessage(conversation.id);
     } catch (error) {
       this.storage = error.name === "QuotaExceededError" ? "full" : "failed";

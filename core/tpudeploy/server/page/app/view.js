@@ -4,6 +4,7 @@ import { composer } from "./view_composer.js";
 import { errorBox } from "./view_errors.js";
 import { icon, iconButton } from "./icons.js";
 import { messages } from "./view_messages.js";
+import { notice } from "./view_notice.js";
 import { openSettings, settings } from "./view_settings.js";
 import { sidebar } from "./view_sidebar.js";
 import { t } from "./i18n.js";
@@ -29,7 +30,7 @@ export function page(app) {
         </div>
       </main>
     </div>
-    ${settings(app)} ${notice(app)}
+    ${settings(app)} ${app.settingsOpen ? nothing : notice(app)}
     <div class="offscreen" role="status">${app.status}</div>
   `;
 }
@@ -95,17 +96,4 @@ function welcome(app) {
       )}
     </div>
   </section>`;
-}
-
-function notice(app) {
-  const shown = app.notice;
-  return html`<div class="notices" role="status">
-    ${shown
-      ? html`<div class="notice">
-          <span>${shown.text}</span>
-          ${shown.action ? html`<button type="button" class="text-button" @click=${shown.run}>${shown.action}</button>` : nothing}
-          ${iconButton("close", t("close"), () => app.notify(null))}
-        </div>`
-      : nothing}
-  </div>`;
 }

@@ -3,12 +3,13 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { bodyOf } from "./answer_body.js";
 import { copyText } from "./clipboard.js";
-import { removeNode, versions } from "./conversation.js";
+import { removeNode } from "./conversation.js";
 import { iconButton } from "./icons.js";
 import { composing } from "./keys.js";
 import { errorBox } from "./view_errors.js";
 import { fit, startEditing } from "./view_composer.js";
 import { looseResult, toolCalls } from "./view_tools.js";
+import { busy, versionSwitch } from "./view_versions.js";
 import { t } from "./i18n.js";
 
 /** Long conversations show their end; a button shows this many earlier messages. */
@@ -96,6 +97,7 @@ function answer(app, node, shown) {
     ${bodyOf(node).element} ${streaming && !node.content && !node.toolCalls?.length ? waiting(app) : nothing}
     ${toolCalls(app, node, shown)} ${node.error ? errorBox(app, node.error, again, node) : nothing}
     ${node.status === "stopped" ? html`<p class="note">${t("stopped")}</p>` : nothing}
+    ${node.status === "done" && !node.content && !node.toolCalls?.length ? html`<p class="note">${t("emptyAnswer")}</p>` : nothing}
     ${node.finish === "length" ? html`<p class="note">${t("lengthReached")}</p>` : nothing}
     <div class="actions" ?hidden=${streaming}>
       ${versionSwitch(app, node)}
@@ -122,25 +124,6 @@ function stats(node) {
   if (first !== undefined) parts.push(t("firstToken", { seconds: (first / 1000).toFixed(2) }));
   if (completion !== undefined) parts.push(t("tokens", { prompt, completion }));
   return html`<span class="stats">${parts.map((part) => html`<span>${part}</span>`)}</span>`;
-}
-
-function versionSwitch(app, node) {
-  const { index, count, show } = versions(app.current, node);
-  if (count < 2) return nothing;
-  const step = (by) => () => {
-    show(by);
-    app.conversations.save(app.current);
-    app.changed();
-  };
-  return html`<span class="versions" role="group" aria-label=${t("versions")}>
-    ${iconButton("left", t("previousVersion"), step(-1), { disabled: busy(app) })}
-    <span>${index + 1}/${count}</span>
-    ${iconButton("right", t("nextVersion"), step(1), { disabled: busy(app) })}
-  </span>`;
-}
-
-function busy(app) {
-  return app.answers.running(app.current) !== null;
 }
 
 async function copy(app, text) {

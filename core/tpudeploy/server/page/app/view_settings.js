@@ -3,6 +3,7 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 import { apiKey, apiKeyRemembered } from "./preferences.js";
 import { icon, iconButton } from "./icons.js";
+import { notice } from "./view_notice.js";
 import { EXAMPLE, toolsOf } from "./tools.js";
 import { t } from "./i18n.js";
 
@@ -37,7 +38,8 @@ export function settings(app) {
             ${iconButton("close", t("close"), close)}
           </header>
           ${ofConversation(app)} ${ofBrowser(app)} ${keys()}
-        </div>`
+        </div>
+        ${notice(app)}`
       : nothing}
   </dialog>`;
 }
@@ -203,14 +205,13 @@ function ofBrowser(app) {
 }
 
 function choices(label, options, chosen, choose) {
-  return html`<div class="field" role="radiogroup" aria-label=${label}>
+  return html`<div class="field" role="group" aria-label=${label}>
     <span>${label}</span>
     <div class="choices">
       ${options.map(
         ([value, text]) => html`<button
           type="button"
-          role="radio"
-          aria-checked=${value === chosen ? "true" : "false"}
+          aria-pressed=${value === chosen ? "true" : "false"}
           @click=${() => choose(value)}
         >
           ${text}
@@ -221,11 +222,11 @@ function choices(label, options, chosen, choose) {
 }
 
 function keyField(app) {
-  const use = (event) => {
+  const use = async (event) => {
     event.preventDefault();
     const { key, remember } = event.target.elements;
-    app.useKey(key.value, remember.checked);
-    app.notify({ text: t("keyKept") }, 3);
+    await app.useKey(key.value, remember.checked);
+    app.notify({ text: t(app.serverError?.kind === "unauthorized" ? "keyRefused" : "keyKept") }, 4);
   };
   return html`<form class="field" @submit=${use}>
     <span>${t("apiKey")}</span>
