@@ -14,7 +14,7 @@ from soak.requests import QUESTIONS, Mix
 
 AT_ONCE = (2, 3, 4, 12)
 """Requests that each client has under way: the last one asks for more than its share."""
-BUSY_S = 0.3
+BUSY_S = 1.0
 """After a 429; less than Retry-After says, so that the queue stays full."""
 _POLL_S = 0.004
 _FREE_S = 20.0
