@@ -47,6 +47,7 @@ DISCONNECTS = 20
 FEW_DISCONNECTS = 5
 FEW = 500
 """Fewer requests than that say nothing about growth."""
+KEPT = "tpudeploy_prefix_store_bytes"
 DEMO = "chatglm3:demo --quant int8 --backend cpu"
 
 
@@ -125,7 +126,8 @@ class Soak:
         requests = len(load.results) + len(contest.results)
         self._report.server(before, after, mix.backend)
         if held_before is not None and held_after is not None:
-            self._report.held(held_before, held_after, requests, judged=requests >= FEW)
+            kept = after.total(KEPT) - before.total(KEPT)
+            self._report.held(held_before, held_after, kept, requests, judged=requests >= FEW)
 
     async def _look(self, clients: list[Client]) -> tuple[Figures, Held | None]:
         """What is held while nothing runs and nobody is connected."""

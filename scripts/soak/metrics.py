@@ -31,7 +31,7 @@ class Figures:
         return {
             f"{name}{{{labels or ''}}}": float(value)
             for name, labels, value in self._lines
-            if re.search(r"device_memory_used_bytes|model_memory_bytes|prefix_store_bytes", name)
+            if re.search(r"device_memory_used_bytes|model_memory_bytes", name)
         }
 
     def _of(self, name: str) -> Iterator[tuple[dict[str, str], float]]:

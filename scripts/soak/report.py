@@ -78,16 +78,20 @@ class Report:
             if backend != "cpu" and value > first.get(name, value):
                 self._problems.append(f"{name} grew by {value - first[name]:g} bytes")
 
-    def held(self, before: Held, after: Held, requests: int, *, judged: bool) -> None:
-        """What the server's process holds."""
+    def held(self, before: Held, after: Held, kept: float, requests: int, *, judged: bool) -> None:
+        """What the server's process holds.
+
+        :param kept: bytes that conversations on the host grew by; they have a limit of their own.
+        """
         print(f"\n{'held by the process':24} {'warmed up':>10} {'at the end':>10} {'a thousand requests':>20}")
         for name in ("rss", "uss"):
             one, other = getattr(before, name) / MB, getattr(after, name) / MB
             rate = (other - one) / requests * 1000 if requests else 0.0
             print(f"{name.upper() + ', MB':24} {one:10.1f} {other:10.1f} {rate:+20.2f}")
+        print(f"{'of it conversations, MB':24} {'':10} {kept / MB:+10.1f}")
         for name in ("files", "threads"):
             print(f"{name:24} {getattr(before, name):10} {getattr(after, name):10}")
-        growth = (after.uss - before.uss) / MB
+        growth = (after.uss - before.uss - kept) / MB
         if judged and growth > SLACK_MB + MOST_GROWTH_MB * requests / 1000:
             self._problems.append(f"the process grew by {growth:.1f} MB within {requests} requests")
         if after.files > before.files + MOST_FILES:
