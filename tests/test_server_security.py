@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import openai
 import pytest
 
 from byte_chat import ROLES
-from server_support import MODEL, RunningServer, ScriptedEngine, fake_model, limits
+from server_support import MODEL, RunningServer, ScriptedEngine, fake_model, limits, slowly, wait_until
 from tpudeploy.server.middleware import is_protected
 from tpudeploy.server.settings import ServerSettings
 
@@ -124,6 +125,26 @@ def test_a_body_has_a_size(chunked: bool, local: RunningServer) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
 
 
+def test_whoever_sends_too_much_is_told_so_and_not_cut_off() -> None:
+    """Clients send everything before they read: a connection that is closed earlier is an error without a reason."""
+    size = 1_000_000
+    with RunningServer([fake_model(quick())], limits(body_bytes=2000)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+            for _ in range(10):
+                time.sleep(0.02)
+                connection.sendall(b"x" * (size // 10))
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_far_too_much_is_not_even_looked_at(local: RunningServer) -> None:
+    host, port = local.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_that_never_arrives_is_given_up(local: RunningServer) -> None:
     host, port = local.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
@@ -176,3 +197,37 @@ def test_many_clients_that_come_and_go_leave_nothing_behind() -> None:
         assert server.chat().status_code == 200
         assert server.service.unfinished == 0
         assert server.service._running == {}
+
+
+@pytest.mark.parametrize("name", ["x ", " ", "\x7f", "\r\nSet-Cookie: a=b", "字段", "\t", "y" * 5000])
+def test_unknown_fields_are_named_in_a_header_whatever_they_are_called(name: str) -> None:
+    with RunningServer([fake_model(quick())]) as server:
+        response = server.chat(**{name: 1})
+        assert response.status_code == 200
+        told = response.headers["x-ignored-fields"]
+        assert told.isascii()
+        assert len(told) <= 500
+        assert "set-cookie" not in response.headers
+        assert server.chat(**{f"{name}\ud800": 1}).status_code in (200, 400)
+
+
+def test_clients_that_leave_before_a_stream_has_begun_leave_no_failure_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = ScriptedEngine()
+    engine.before_pass = slowly(0.3)
+    with RunningServer([fake_model(engine)]) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = b'{"model": "bytes:test", "stream": true, "messages": [{"role": "user", "content": "x"}]}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        for _ in range(3):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                time.sleep(0.1)
+        wait_until(lambda: server.service.unfinished == 0, "everything is cancelled")
+        server.call(_collect)
+    assert "never retrieved" not in caplog.text
+
+
+async def _collect() -> None:
+    gc.collect()

@@ -77,6 +77,7 @@ class Exchange:
             # For a while, what goes wrong can still be told by a status.
             if not await _connected_until(self._request, first, self._settings.keep_alive_s):
                 self.cancel()
+                await cancel_tasks(first)
                 return Response(status_code=CLIENT_CLOSED)
             if first.done():
                 first.result()

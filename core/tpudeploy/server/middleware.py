@@ -165,8 +165,10 @@ class BodyLimit:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         most = self._limits.body_bytes
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > most:
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        size = int(declared[:20]) if declared.isdecimal() else 0
+        if size > most and ("expect" in headers or size > most + _LINGER_BYTES):
             raise _too_large(most)
         try:
             return await asyncio.wait_for(_read_all(receive, most), self._limits.body_s)
@@ -175,19 +177,28 @@ class BodyLimit:
 
 
 _CLOSE = {"Connection": "close"}
+_LINGER_BYTES = 32 << 20
+"""So much beyond the limit is taken and thrown away: a connection that is closed while its client still sends is reset,
+and the client never reads why."""
 
 
 async def _read_all(receive: Receive, most: int) -> bytes | None:
-    body = bytearray()
+    body, size = bytearray(), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
-        if len(body) > most:
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= most:
+            body += chunk
+        elif size > most + _LINGER_BYTES:
             raise _too_large(most)
         if not message.get("more_body", False):
-            return bytes(body)
+            break
+    if size > most:
+        raise _too_large(most)
+    return bytes(body)
 
 
 def _too_large(most: int) -> ApiError:

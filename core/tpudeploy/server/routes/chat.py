@@ -12,7 +12,7 @@ from tpudeploy.server.chat_form import ChatForm
 from tpudeploy.server.errors import invalid
 from tpudeploy.server.messages import conversation, tool_schemas
 from tpudeploy.server.options import options_of, stop_of
-from tpudeploy.server.routes.common import ERRORS, Api, wants_usage
+from tpudeploy.server.routes.common import ANSWERS, Api, wants_usage
 from tpudeploy.server.service import Question
 from tpudeploy.server.tool_choice import choose_tools
 
@@ -21,7 +21,7 @@ def chat_router(api: Api) -> APIRouter:
     """The router."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", responses=ERRORS, response_model=None)
+    @router.post("/v1/chat/completions", responses=ANSWERS, response_model=None)
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         headers = api.check(body)

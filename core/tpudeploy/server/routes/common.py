@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from tpudeploy.server.exchange import AnswerForm, Exchange, prompt_log, whole
 from tpudeploy.server.service import Question, Service
 from tpudeploy.server.settings import ServerSettings
 from tpudeploy.server.unknown import refuse_what_cannot_be
+
+_NOT_FOR_HEADERS = re.compile(r"[^ -~]")
+_LONGEST_HEADER = 500
 
 
 class ErrorDetail(BaseModel):
@@ -52,6 +56,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer as one object; with stream, as server-sent events",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    },
+    **ERRORS,
+}
+"""Responses of the endpoints that answer."""
+
 
 @dataclass(frozen=True)
 class Api:
@@ -67,8 +80,7 @@ class Api:
         """
         ignored = refuse_what_cannot_be(body)
         self.check_model(body.model)
-        names = json.dumps(", ".join(ignored))[1:-1][:500]
-        return {"X-Ignored-Fields": names} if ignored else {}
+        return {"X-Ignored-Fields": _header_text(", ".join(ignored))} if ignored else {}
 
     def check_model(self, name: str) -> None:
         """:raises ApiError: 404."""
@@ -111,6 +123,11 @@ class Api:
             with suppress(ValueError, RecursionError):  # nested so deeply that it will be refused
                 said = {"id": request.state.request_id, **body.model_dump(exclude_unset=True)}
                 prompt_log.info("%s", json.dumps(said))
+
+
+def _header_text(text: str) -> str:
+    """What a header can hold: visible ASCII, spaces between it, and not too much of it."""
+    return _NOT_FOR_HEADERS.sub(lambda found: ascii(found[0])[1:-1], text)[:_LONGEST_HEADER].strip()
 
 
 def wants_usage(body: GeneratingBody) -> bool:

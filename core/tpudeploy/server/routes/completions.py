@@ -10,7 +10,7 @@ from tpudeploy.server.bodies import CompletionBody
 from tpudeploy.server.completion_form import CompletionForm
 from tpudeploy.server.errors import invalid, unsupported
 from tpudeploy.server.options import options_of, stop_of
-from tpudeploy.server.routes.common import ERRORS, Api, wants_usage
+from tpudeploy.server.routes.common import ANSWERS, Api, wants_usage
 from tpudeploy.server.service import Question
 
 _MAX_TOKENS = 16
@@ -23,7 +23,7 @@ def completions_router(api: Api) -> APIRouter:
     """The router."""
     router = APIRouter()
 
-    @router.post("/v1/completions", responses=ERRORS, response_model=None)
+    @router.post("/v1/completions", responses=ANSWERS, response_model=None)
     async def create_completion(body: CompletionBody, request: Request) -> Response:
         """Continue a text, or token ids; several are answered one after the other."""
         headers = api.check(body)

@@ -13,7 +13,7 @@ from tpudeploy.server.messages import conversation, tool_schemas
 from tpudeploy.server.options import options_of
 from tpudeploy.server.response_form import ResponseForm
 from tpudeploy.server.response_input import chat_choice, chat_messages, chat_tools
-from tpudeploy.server.routes.common import ERRORS, Api
+from tpudeploy.server.routes.common import ANSWERS, Api
 from tpudeploy.server.service import Question
 from tpudeploy.server.tool_choice import choose_tools
 
@@ -22,7 +22,7 @@ def responses_router(api: Api) -> APIRouter:
     """The router."""
     router = APIRouter()
 
-    @router.post("/v1/responses", responses=ERRORS, response_model=None)
+    @router.post("/v1/responses", responses=ANSWERS, response_model=None)
     async def create_response(body: ResponseBody, request: Request) -> Response:
         """Answer a conversation."""
         headers = api.check(body)
