@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import io
@@ -93,6 +94,7 @@ class Terminal:
         command = [sys.executable, "-c", _OWN_TERMINAL, *PROGRAM, *map(str, arguments)]
         self._process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=dict(env))
         os.close(slave)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
         self._unread = ""
         self.seen = ""
 
@@ -118,7 +120,10 @@ class Terminal:
         deadline = time.monotonic() + timeout_s
         while self._process.poll() is None and time.monotonic() < deadline:
             self._read(0.1)
-        return self._process.wait(timeout=1)
+        code = self._process.wait(timeout=1)
+        while self._read(0):  # what it wrote last
+            pass
+        return code
 
     def _read(self, timeout_s: float) -> bool:
         ready, _, _ = select.select([self._master], [], [], timeout_s)
@@ -128,7 +133,7 @@ class Terminal:
             data = os.read(self._master, 65536)
         except OSError:  # the other end is closed
             return False
-        text = data.decode(errors="replace").replace("\r\n", "\n")
+        text = self._decoder.decode(data).replace("\r\n", "\n")
         self.seen += text
         self._unread += text
         return bool(data)

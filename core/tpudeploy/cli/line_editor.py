@@ -6,6 +6,7 @@ Imported only where a person types: it takes a tenth of a second.
 from __future__ import annotations
 
 import sys
+import termios
 from collections.abc import Iterable, Mapping
 from os.path import commonprefix
 from pathlib import Path
@@ -49,7 +50,19 @@ class LineEditor(LineReader):
 
     def read(self) -> str:
         """See :meth:`LineReader.read`."""
-        return clean(self._session.prompt(PROMPT))
+        before = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
+        try:
+            return clean(self._session.prompt(PROMPT))
+        except SystemExit:
+            # SIGTERM may come at any instruction, also where prompt_toolkit has not yet noted what it must undo.
+            output = self._session.output
+            output.disable_bracketed_paste()
+            output.enable_autowrap()
+            output.show_cursor()
+            output.flush()
+            if before is not None:
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+            raise
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")

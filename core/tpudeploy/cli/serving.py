@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,11 @@ from tpudeploy.errors import BackendError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from tpudeploy.launch import LaunchRequest, LoadedModel
-    from tpudeploy.runtime.prefix_store import PrefixStore
+    from tpudeploy.server.local_service import QueueService
     from tpudeploy.server.settings import ServerSettings
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
-_SEQ_LENGTH = 2048
+SEQ_LENGTH = 2048
 """Conversations over an API are longer than questions on a command line."""
 _LEAST_KEY_CHARS = 8
 
@@ -133,23 +134,32 @@ class Serving:
         from tpudeploy.server.listening import listen, url_of
         from tpudeploy.server.serving import serve
 
-        with listen(host, port) as listener, ExitStack() as loaded:
-            models = self._load(loaded, yes=yes, hub=hub)
+        with listen(host, port) as listener, self._service(listener, yes=yes, hub=hub) as (service, title):
             url = url_of(listener)
             _log_to_stderr()
             freed = serve(
                 listener,
-                models,
+                service,
                 self._settings,
-                store=self._keep_sessions(models),
                 grace_s=self._grace_s,
-                ready=lambda: self._announce(models, url),
+                ready=lambda: self._announce(service, title, url),
                 stopping=self._tell_end,
                 at_once=_end_at_once,
             )
-            loaded.pop_all()  # the server has closed them, or a device still computes and must not be touched
         if not freed:
             raise BackendError("a device did not finish in time what it computes; it is free when the process is gone.")
+
+    @contextmanager
+    def _service(self, listener: socket.socket, *, yes: bool, hub: str) -> Iterator[tuple[QueueService, str]]:
+        """What answers, and the model's name for people."""
+        from tpudeploy.server.local_service import LocalService
+        from tpudeploy.server.sessions import keep_sessions
+
+        with ExitStack() as loaded:
+            models = self._load(loaded, yes=yes, hub=hub)
+            store = keep_sessions(models, self._session_bytes)
+            yield LocalService(models, self._settings.limits, store=store), models[0].title
+            loaded.pop_all()  # the server has closed them, or a device still computes and must not be touched
 
     def _load(self, loaded: ExitStack, *, yes: bool, hub: str) -> list[LoadedModel]:
         """Load every replica; what one builds, the next finds."""
@@ -160,26 +170,17 @@ class Serving:
             target.require_text()  # a missing tokenizer is told before anything is compiled
             with BuildProgress() as line:
                 line.prepare()
-                models.append(loaded.enter_context(target.load(max_new_tokens=_SEQ_LENGTH, progress=line)))
+                models.append(loaded.enter_context(target.load(max_new_tokens=SEQ_LENGTH, progress=line)))
         return models
 
-    def _keep_sessions(self, models: Sequence[LoadedModel]) -> PrefixStore | None:
-        """Let every replica keep what its cache loses in one store, where its engine can."""
-        from tpudeploy.runtime.prefix_store import PrefixStore
-
-        if self._session_bytes == 0:
-            return None
-        store = PrefixStore(self._session_bytes)
-        kept = [model.engine.keep_prefixes(store) for model in models]
-        return store if any(kept) else None
-
-    def _announce(self, models: Sequence[LoadedModel], url: str) -> None:
-        model = models[0]
-        count = f", {len(models)} replicas" if len(models) > 1 else ""
+    def _announce(self, service: QueueService, title: str, url: str) -> None:
+        model, replicas = service.model, len(service.workers)
+        count = f", {replicas} replicas" if replicas > 1 else ""
         key = " -H 'Authorization: Bearer KEY'" if self._settings.api_keys else ""
-        body = f'{{"model": "{model.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-        print_line(f"{model.title} ({model.quant} on {model.backend.name}{count}) at {url}/v1")
+        body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        print_line(f"{title} ({model.quant} on {model.backend}{count}) at {url}/v1")
         print_line(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'")
+        print_line(f"  chat in a browser: {url}/")
         sys.stdout.flush()
 
     def _tell_end(self, count: int) -> None:

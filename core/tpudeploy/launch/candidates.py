@@ -20,7 +20,7 @@ def distinct(paths: Sequence[Path]) -> list[Path]:
     """
     seen: dict[object, Path] = {}
     for path in sorted(paths, key=lambda path: not path.is_dir()):
-        seen.setdefault(_manifest(path) or path, path)
+        seen.setdefault(manifest_of(path) or path, path)
     return sorted(seen.values())
 
 
@@ -34,8 +34,8 @@ def differences(paths: Sequence[Path]) -> str:
     )
 
 
-def _manifest(path: Path) -> bytes | None:
-    """None: it cannot be read, which is told when it is opened."""
+def manifest_of(path: Path) -> bytes | None:
+    """The manifest of a folder or file as it is written; None: it cannot be read, which is told when it is opened."""
     try:
         return (path / MANIFEST_NAME).read_bytes() if path.is_dir() else open_archive(path).manifest_bytes
     except (OSError, BundleError):

@@ -53,6 +53,15 @@ class Target(ABC):
         :raises TpuDeployError: anything that can go wrong between a checkpoint and a device.
         """
 
+    def bundle_of(
+        self, *, prompt_tokens: int = 0, max_new_tokens: int | None = None, progress: Progress = no_progress
+    ) -> Bundle:
+        """Its bundle, built where it is missing, and put on no device: others will. Parameters as in :meth:`load`.
+
+        :raises UsageError: it is no bundle and has none.
+        """
+        raise UsageError("this needs a bundle, and a bmodel of others is none.", hint="Name a model, or give --bundle.")
+
     def require_text(self) -> TextTools:
         """Tokenizer and template. :raises TokenizerError: none there, or not this model's."""
         text = self.text()
@@ -121,6 +130,12 @@ class BundleTarget(Target):
         """From the bundle, by the plugin that knows its model."""
         return bundle_text(self.bundle, self.registry)
 
+    def bundle_of(
+        self, *, prompt_tokens: int = 0, max_new_tokens: int | None = None, progress: Progress = no_progress
+    ) -> Bundle:
+        """The bundle itself."""
+        return self.bundle
+
     def load(
         self, *, prompt_tokens: int = 0, max_new_tokens: int | None = None, progress: Progress = no_progress
     ) -> LoadedModel:
@@ -156,6 +171,13 @@ class CheckpointTarget(Target):
         self, *, prompt_tokens: int = 0, max_new_tokens: int | None = None, progress: Progress = no_progress
     ) -> LoadedModel:
         """Build the bundle, or find it in the store, then put it on its device."""
+        bundle = self.bundle_of(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens, progress=progress)
+        return load_bundle(bundle, self.registry, self.request.backend, self.request.devices)
+
+    def bundle_of(
+        self, *, prompt_tokens: int = 0, max_new_tokens: int | None = None, progress: Progress = no_progress
+    ) -> Bundle:
+        """Build it, or find it in the store."""
         seq_length = choose_seq_length(
             self.request.seq_length,
             self.source.config.seq_length,
@@ -163,8 +185,7 @@ class CheckpointTarget(Target):
             max_new_tokens=max_new_tokens,
         )
         folder = self._build(seq_length, progress)
-        bundle = open_bundle(folder, verified=_verified(self.request, self.settings))
-        return load_bundle(bundle, self.registry, self.request.backend, self.request.devices)
+        return open_bundle(folder, verified=_verified(self.request, self.settings))
 
     def _build(self, seq_length: int, progress: Progress) -> Path:
         require_export_packages()

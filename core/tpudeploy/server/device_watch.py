@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client.core import GaugeMetricFamily
 
@@ -23,31 +23,17 @@ class DeviceWatch:
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self._backend = models[0].backend
         self._used = {device for model in models for device in model.devices}
-        self._held = sum(_held_bytes(model) for model in models)
+        self.held_bytes = sum(_held_bytes(model) for model in models)
         self._lock = threading.Lock()
         self._asked_at = 0.0
         self._devices: list[DeviceInfo] = []
 
     def gauges(self) -> Iterator[GaugeMetricFamily]:
         """What is known of the devices."""
-        devices = self._ask()
-        total = GaugeMetricFamily("tpudeploy_device_memory_bytes", "Memory of a device.", labels=["device"])
-        used = GaugeMetricFamily("tpudeploy_device_memory_used_bytes", "Of it in use, by anybody.", labels=["device"])
-        heat = GaugeMetricFamily("tpudeploy_device_temperature_celsius", "Of the chip.", labels=["device"])
-        load = GaugeMetricFamily("tpudeploy_device_utilization_percent", "How busy it is.", labels=["device"])
-        for device in devices:
-            for family, value in (
-                (total, device.memory_bytes),
-                (used, device.used_bytes),
-                (heat, device.temperature_celsius),
-                (load, device.utilization_percent),
-            ):
-                if value is not None:
-                    family.add_metric([str(device.id)], value)
-        yield from (total, used, heat, load)
-        yield GaugeMetricFamily("tpudeploy_model_memory_bytes", "Device memory of weights and buffers.", self._held)
+        return device_gauges([(str(device.id), device) for device in self.ask()], self.held_bytes)
 
-    def _ask(self) -> list[DeviceInfo]:
+    def ask(self) -> list[DeviceInfo]:
+        """The devices as they are now, or were a moment ago."""
         with self._lock:
             if time.monotonic() - self._asked_at > _FRESH_S:
                 self._asked_at = time.monotonic()
@@ -58,6 +44,29 @@ class DeviceWatch:
                     found = []
                 self._devices = [device for device in found if not self._used or device.id in self._used]
             return self._devices
+
+
+def device_gauges(devices: Iterable[tuple[str, DeviceInfo]], held_bytes: int) -> Iterator[GaugeMetricFamily]:
+    """Figures of devices.
+
+    :param devices: each with its name.
+    :param held_bytes: memory of all of them that models take.
+    """
+    total = GaugeMetricFamily("tpudeploy_device_memory_bytes", "Memory of a device.", labels=["device"])
+    used = GaugeMetricFamily("tpudeploy_device_memory_used_bytes", "Of it in use, by anybody.", labels=["device"])
+    heat = GaugeMetricFamily("tpudeploy_device_temperature_celsius", "Of the chip.", labels=["device"])
+    load = GaugeMetricFamily("tpudeploy_device_utilization_percent", "How busy it is.", labels=["device"])
+    for name, device in devices:
+        for family, value in (
+            (total, device.memory_bytes),
+            (used, device.used_bytes),
+            (heat, device.temperature_celsius),
+            (load, device.utilization_percent),
+        ):
+            if value is not None:
+                family.add_metric([name], value)
+    yield from (total, used, heat, load)
+    yield GaugeMetricFamily("tpudeploy_model_memory_bytes", "Device memory of weights and buffers.", held_bytes)
 
 
 def _held_bytes(model: LoadedModel) -> int:

@@ -31,9 +31,17 @@ class Job:
     """A question for a worker's thread.
 
     :param emit: called in that thread with each event, in order.
-    :param cancelled: set by anybody: the answer is wanted no more.
+    :param cancelled: set by :meth:`cancel`.
+    :param on_cancel: called by :meth:`cancel`; for a worker whose thread is not in this process.
     """
 
     question: Question
     emit: Callable[[Event], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
+    on_cancel: Callable[[], None] = lambda: None
+
+    def cancel(self) -> None:
+        """The answer is wanted no more. Idempotent."""
+        if not self.cancelled.is_set():
+            self.cancelled.set()
+            self.on_cancel()

@@ -1,4 +1,4 @@
-"""A service of this process: a fair queue, and workers that take from it. Used from one event loop."""
+"""Services with a fair queue in this process, and workers that take from it. Used from one event loop."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from prometheus_client.core import Metric
 
 from tpudeploy.contracts.chat import ChatTemplate, Message
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
 from tpudeploy.launch.loaded import LoadedModel
+from tpudeploy.launch.text import TextTools
 from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.server import errors
+from tpudeploy.server.base_worker import BaseWorker
+from tpudeploy.server.device_watch import DeviceWatch
 from tpudeploy.server.fair_queue import FairQueue, QueueFullError
 from tpudeploy.server.job import Job, Outcome
-from tpudeploy.server.metrics import Metrics
+from tpudeploy.server.metrics import Figures, Metrics
 from tpudeploy.server.service import Answering, Health, ModelCard, Question, Service, WorkerHealth
+from tpudeploy.server.sessions import store_figures
 from tpudeploy.server.settings import Limits
 from tpudeploy.server.ticket import Ticket
 from tpudeploy.server.worker import Worker
@@ -32,35 +38,32 @@ _ANSWER_S = 10.0
 """What an answer is taken to cost before one was measured."""
 
 
-class LocalService(Service):
-    """Answers with one or more loaded models, all of them the same one.
+class QueueService(Service):
+    """Answers with workers, wherever they compute.
 
-    :param models: one a worker; the service closes them.
-    :param store: where the models keep what their caches lose; only told of in metrics.
+    :param text: tokenizer and template of the model that all of them have; texts are encoded here.
+    :param workers: the service starts and stops them.
+    :param figures: asked for those of devices and host memory, from any thread.
     """
 
     def __init__(
         self,
-        models: Sequence[LoadedModel],
+        text: TextTools,
+        card: ModelCard,
+        workers: Sequence[BaseWorker],
         limits: Limits,
+        *,
+        figures: Figures,
         metrics: Metrics | None = None,
-        store: PrefixStore | None = None,
     ) -> None:
-        first = models[0]
-        self.store = store
-        self._text = first.require_text()
-        self._text_start = _start_of(self._text.template)
-        self._card = ModelCard(
-            name=first.model,
-            created=int(time.time()),
-            seq_length=first.engine.seq_length,
-            quant=first.quant,
-            backend=first.backend.name,
-        )
+        self._text = text
+        self._text_start = _start_of(text.template)
+        self._card = card
         self._limits = limits
         self.metrics = metrics or Metrics()
+        self.workers = list(workers)
+        self.figures = figures
         self._queue: FairQueue[Ticket] = FairQueue(limits.queue)
-        self.workers = [Worker(str(index), model, self._report) for index, model in enumerate(models)]
         self._running: dict[Job, Ticket] = {}
         self._answer_s = _ANSWER_S
         self._stopping = False
@@ -76,7 +79,7 @@ class LocalService(Service):
         """Begin to answer, from the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
         for worker in self.workers:
-            worker.start()
+            worker.start(self._report, self._changed)
 
     async def encode_chat(self, messages: Sequence[Message], *, forced_tool: str | None = None) -> tuple[int, ...]:
         """See :meth:`Service.encode_chat`."""
@@ -129,8 +132,7 @@ class LocalService(Service):
     def health(self) -> Health:
         """See :meth:`Service.health`."""
         workers = tuple(
-            WorkerHealth(worker.name, worker.model.devices, worker.job is not None, worker.problem)
-            for worker in self.workers
+            WorkerHealth(worker.name, worker.devices, worker.job is not None, worker.problem) for worker in self.workers
         )
         return Health(workers, len(self._queue), self._stopping)
 
@@ -191,7 +193,7 @@ class LocalService(Service):
             if worker is not None:
                 self._begin(ticket, worker)
 
-    def _worker_for(self, ticket: Ticket) -> Worker | None:
+    def _worker_for(self, ticket: Ticket) -> BaseWorker | None:
         """Of the idle workers the one that has computed most of a prompt already."""
         ids = ticket.question.prompt_ids
         idle = [worker for worker in self.workers if worker.idle]
@@ -199,21 +201,28 @@ class LocalService(Service):
             return idle[0] if idle else None
         return max(idle, key=lambda worker: worker.shared_prefix(ids))
 
-    def _begin(self, ticket: Ticket, worker: Worker) -> None:
+    def _begin(self, ticket: Ticket, worker: BaseWorker) -> None:
         self._running[ticket.job] = ticket
         self.metrics.queued_s.observe(ticket.begin())
         worker.assign(ticket.job)
 
-    def _report(self, worker: Worker, job: Job, outcome: Outcome) -> None:
+    def _report(self, worker: BaseWorker, job: Job, outcome: Outcome) -> None:
         """From a worker's thread."""
         _call(self._require_loop(), lambda: self._finished(worker, job, outcome))
 
-    def _finished(self, worker: Worker, job: Job, outcome: Outcome) -> None:
+    def _changed(self, worker: BaseWorker) -> None:
+        """From a worker's thread: it was lost, or came back."""
+        _call(self._require_loop(), self._look_at_workers)
+
+    def _finished(self, worker: BaseWorker, job: Job, outcome: Outcome) -> None:
         worker.job, worker.problem = None, outcome.worker_problem
         ticket = self._running.pop(job)
         self._answer_s += _SMOOTHING * (ticket.running_s - self._answer_s)
         self.metrics.count(outcome, ticket.waited_s)
         ticket.fail(_api_error(outcome.error))  # unless it has ended, as it should
+        self._look_at_workers()
+
+    def _look_at_workers(self) -> None:
         if all(other.problem for other in self.workers):
             self._fail_waiting()
         self._dispatch()
@@ -224,7 +233,7 @@ class LocalService(Service):
 
     def _give_up(self, ticket: Ticket) -> None:
         """A ticket is wanted no more: its worker hears it before its next pass."""
-        ticket.job.cancelled.set()
+        ticket.job.cancel()
         self._queue.remove(ticket)
 
     def _position(self, ticket: Ticket) -> int:
@@ -238,6 +247,39 @@ class LocalService(Service):
         if self._loop is None:
             raise RuntimeError("the service was not started")
         return self._loop
+
+
+class LocalService(QueueService):
+    """Answers with one or more models of this process, all of them the same one.
+
+    :param models: one a worker; the service closes them.
+    :param store: where the models keep what their caches lose; only told of in metrics.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        limits: Limits,
+        metrics: Metrics | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
+        first = models[0]
+        card = ModelCard(
+            name=first.model,
+            created=int(time.time()),
+            seq_length=first.engine.seq_length,
+            quant=first.quant,
+            backend=first.backend.name,
+        )
+        workers = [Worker(str(index), model) for index, model in enumerate(models)]
+        watch = DeviceWatch(models)
+
+        def figures() -> Iterator[Metric]:
+            if store is not None:
+                yield from store_figures(store.counts)
+            yield from watch.gauges()
+
+        super().__init__(first.require_text(), card, workers, limits, figures=figures, metrics=metrics)
 
 
 _POLL_S = 0.05

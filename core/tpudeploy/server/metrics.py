@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tpudeploy.runtime.prefix_store import StoreCounts
-from tpudeploy.server.device_watch import DeviceWatch
 from tpudeploy.server.job import Outcome
 
 if TYPE_CHECKING:
-    from tpudeploy.server.local_service import LocalService
+    from tpudeploy.server.local_service import QueueService
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+Figures = Callable[[], Iterator[Metric]]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -47,7 +46,7 @@ class Metrics:
         self.drafted = Counter("draft_tokens", "Drafted tokens that were verified.", **own)
         self.accepted = Counter("draft_tokens_accepted", "Those of them that were right.", **own)
 
-    def watch(self, service: LocalService) -> None:
+    def watch(self, service: QueueService) -> None:
         """Tell of this service's queue, workers and devices too."""
         self.registry.register(_ServiceCollector(service))
 
@@ -79,9 +78,8 @@ class Metrics:
 class _ServiceCollector(Collector):
     """What is looked up when it is asked for."""
 
-    def __init__(self, service: LocalService) -> None:
+    def __init__(self, service: QueueService) -> None:
         self._service = service
-        self._devices = DeviceWatch([worker.model for worker in service.workers])
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry would ask for everything only to learn the names."""
@@ -102,16 +100,4 @@ class _ServiceCollector(Collector):
             busy.add_metric([worker.name], worker.busy)
             up.add_metric([worker.name], not worker.problem)
         yield from (busy, up)
-        if self._service.store is not None:
-            yield from _store_figures(self._service.store.counts)
-        yield from self._devices.gauges()
-
-
-def _store_figures(counts: StoreCounts) -> Iterator[Metric]:
-    """Of the store of prefixes in host memory."""
-    name = "tpudeploy_prefix_store"
-    yield GaugeMetricFamily(f"{name}_bytes", "Host memory of kept rows.", counts.bytes)
-    yield GaugeMetricFamily(f"{name}_limit_bytes", "What it may be.", counts.limit_bytes)
-    yield CounterMetricFamily(f"{name}_lookups", "Prompts of which the cache held too little.", counts.lookups)
-    yield CounterMetricFamily(f"{name}_hits", "Those of them for which rows came back.", counts.hits)
-    yield CounterMetricFamily(f"{name}_restored_tokens", "Tokens whose rows came back.", counts.restored_tokens)
+        yield from self._service.figures()

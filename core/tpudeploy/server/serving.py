@@ -10,17 +10,14 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
 
-from tpudeploy.launch.loaded import LoadedModel
-from tpudeploy.runtime.prefix_store import PrefixStore
 from tpudeploy.server.app import create_app
-from tpudeploy.server.local_service import LocalService
-from tpudeploy.server.metrics import Metrics
+from tpudeploy.server.local_service import QueueService
 from tpudeploy.server.settings import ServerSettings
 
 _POLL_S = 0.01
@@ -39,29 +36,24 @@ class _Server(uvicorn.Server):
 
 def serve(
     listener: socket.socket,
-    models: Sequence[LoadedModel],
+    service: QueueService,
     settings: ServerSettings,
     *,
-    store: PrefixStore | None,
     grace_s: float,
     ready: Callable[[], None],
     stopping: Callable[[int], None],
     at_once: Callable[[], None],
 ) -> bool:
-    """Answer requests until a signal says to stop; the models are closed then.
+    """Answer requests until a signal says to stop; the service is closed then.
 
     :param listener: see :func:`tpudeploy.server.listening.listen`; it is closed as well.
-    :param models: one a worker.
-    :param store: where the models keep what their caches lose.
     :param grace_s: seconds that answers may still take after the signal.
     :param ready: called when requests are answered.
     :param stopping: called at the signal, with the number of answers that are waited for.
     :param at_once: called at a second signal; ends the process.
     :returns: whether every device was freed; one that hangs in a net cannot be.
     """
-    metrics = Metrics()
-    service = LocalService(models, settings.limits, metrics, store)
-    app = create_app(service, settings, metrics)
+    app = create_app(service, settings, service.metrics)
     told = _Told(ready, stopping, at_once)
     return asyncio.run(_run(listener, service, _Server(_config(app)), grace_s, told))
 
@@ -88,7 +80,7 @@ def _config(app: FastAPI) -> uvicorn.Config:
 
 
 async def _run(
-    listener: socket.socket, service: LocalService, server: uvicorn.Server, grace_s: float, told: _Told
+    listener: socket.socket, service: QueueService, server: uvicorn.Server, grace_s: float, told: _Told
 ) -> bool:
     stop = asyncio.Event()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tpudeploy.errors import BackendError, TpuDeployError, UsageError
@@ -18,6 +17,7 @@ from tpudeploy.launch.loaded import LoadedModel
 from tpudeploy.runtime.generator import GenerationOptions
 from tpudeploy.runtime.json_constraint import JsonObject
 from tpudeploy.server.answer_text import AnswerText
+from tpudeploy.server.base_worker import BaseWorker, Changed, Report, common_prefix
 from tpudeploy.server.job import Job, Outcome
 from tpudeploy.server.recorded_generation import RecordedGeneration
 from tpudeploy.server.service import End, Question, Usage
@@ -25,47 +25,39 @@ from tpudeploy.server.service import End, Question, Usage
 _log = logging.getLogger(__name__)
 
 
-class Worker:
-    """Answers one question at a time.
+class Worker(BaseWorker):
+    """Answers with a model of this process, which it closes."""
 
-    :param name: for people and metrics, for example ``"0"``.
-    :param report: called in the worker's thread when a job is done.
-    """
-
-    def __init__(self, name: str, model: LoadedModel, report: Callable[[Worker, Job, Outcome], None]) -> None:
-        self.name = name
+    def __init__(self, name: str, model: LoadedModel) -> None:
+        super().__init__(name)
         self.model = model
-        self.problem = ""
-        self.job: Job | None = None
-        self._report = report
         self._cached: tuple[int, ...] = ()
+        self._report: Report = lambda worker, job, outcome: None
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # Not waited for when the process has to end at once.
         self._thread = threading.Thread(target=self._run, name=f"worker-{name}", daemon=True)
 
     @property
-    def idle(self) -> bool:
-        """Whether it can take a job now."""
-        return self.job is None and not self.problem
+    def devices(self) -> tuple[int, ...]:
+        """See :attr:`BaseWorker.devices`."""
+        return self.model.devices
 
-    def start(self) -> None:
-        """Begin to take jobs."""
+    def start(self, report: Report, changed: Changed) -> None:
+        """See :meth:`BaseWorker.start`; what it reports comes from the worker's thread."""
+        self._report = report
         self._thread.start()
 
     def assign(self, job: Job) -> None:
-        """Give it a job; it must be idle."""
+        """See :meth:`BaseWorker.assign`."""
         self.job = job
         self._jobs.put(job)
 
     def shared_prefix(self, ids: tuple[int, ...]) -> tuple[int, int]:
-        """How many tokens of a prompt it would not have to compute, and of how many it has just done so.
-
-        What replicas keep together comes back to each of them, but a copy is not as cheap as what is there.
-        """
+        """See :meth:`BaseWorker.shared_prefix`."""
         return self.model.engine.shared_prefix(ids), common_prefix(self._cached, ids)
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread after the job that it has, and free the device; returns whether that was done in time."""
+        """See :meth:`BaseWorker.stop`."""
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -133,13 +125,3 @@ class Worker:
 
 def _is_defect(error: Exception) -> bool:
     return not isinstance(error, TpuDeployError)
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,14 @@ import typer
 
 from tpudeploy.cli import generation_options as how
 from tpudeploy.cli import net_options, options
+from tpudeploy.errors import UsageError
+
+
+class Engine(str, Enum):
+    """Where replicas run."""
+
+    PROCESS = "process"
+    RAY = "ray"
 
 
 def serve(
@@ -35,6 +45,25 @@ def serve(
             help="Load the model N times, where --device does not say it; each answers one request at a time.",
         ),
     ] = 1,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            "--engine",
+            envvar="TPUDEPLOY_ENGINE",
+            help="Where replicas run: in this process, or as Ray Serve deployments, on every machine of a cluster.",
+        ),
+    ] = Engine.PROCESS,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            envvar="TPUDEPLOY_RAY_ADDRESS",
+            show_default=False,
+            help="With --engine ray: a Ray cluster that is there, for example 10.0.0.1:6379; without it one is started "
+            "on this machine.",
+        ),
+    ] = "",
     split: net_options.SplitBy = "tensor",
     model_dir: options.ModelDir = None,
     bundle: options.Bundle = None,
@@ -184,6 +213,7 @@ def serve(
     from tpudeploy.plugins import registry
 
     serving.require_packages()
+    check_engine(engine, device or (), ray_address)
     from tpudeploy.server.settings import Limits, ServerSettings
 
     keys = serving.read_keys(api_key or (), api_key_file)
@@ -211,5 +241,22 @@ def serve(
         force=force,
         verify_files=verify_files,
     )
+    if engine is Engine.RAY:
+        from tpudeploy.cli.fleet import FleetServing
+
+        fleet = FleetServing(request, replicas, ray_address, settings, shutdown_grace, session_memory)
+        fleet.run(host, port, yes=yes, hub=hub)
+        return
     devices = serving.device_groups(device or (), replicas)
     serving.Serving(request, devices, settings, shutdown_grace, session_memory).run(host, port, yes=yes, hub=hub)
+
+
+def check_engine(engine: Engine, devices: Sequence[str], ray_address: str) -> None:
+    """:raises TpuDeployError: options of another engine, or one that is not installed."""
+    if engine is Engine.RAY:
+        from tpudeploy.cli.fleet import check_devices, require_ray
+
+        require_ray()
+        check_devices(devices)
+    elif ray_address:
+        raise UsageError("--ray-address is for --engine ray.")
