@@ -86,9 +86,8 @@ class Report:
         :param requests: of the second half.
         """
         before, middle, after = looks
-        print(
-            f"\n{'held by the process':26} {'warmed up':>10} {'half-way':>10} {'at the end':>10} {'a thousand more':>16}"
-        )
+        heads = f"{'warmed up':>10} {'half-way':>10} {'at the end':>10} {'a thousand more':>16}"
+        print(f"\n{'held by the process':26} {heads}")
         for name, told in (("rss", "RSS, MB"), ("uss", "USS, MB"), ("kept", "conversations of it, MB")):
             values = [getattr(look, name) / MB for look in looks]
             rate = (values[2] - values[1]) / max(requests, 1) * 1000
