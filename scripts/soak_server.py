@@ -115,19 +115,26 @@ class Soak:
         seed, first = self._options.seed, int(self._count * WARM_UP)
         warm = await storm(clients, mix, seed, range(first), self._seconds * WARM_UP)
         self._report.results("warm-up", warm)
-        before, held_before = await self._look(clients)
-        load = await storm(clients, mix, seed, range(first, self._count), self._seconds * (1 - WARM_UP))
+        before, *held = await self._look(clients)
+        middle = first + (self._count - first) // 2
+        half_s = self._seconds * (1 - WARM_UP) / 2
+        load = await storm(clients, mix, seed, range(first, middle), half_s)
+        held.append((await self._look(clients))[1])
+        half = len(load.results)
+        later = await storm(clients, mix, seed, range(middle, self._count), half_s)
+        load.results += later.results
+        load.seconds += later.seconds
         self._report.results("load", load, in_detail=True)
         wanted = max(LEAST_ANSWERS, int(len(load.results) * ANSWERS_PER_REQUEST))
         contest = await fairness(clients, mix, wanted)
         self._report.results("contest", contest)
         self._report.fairness(contest, dict(zip(CLIENTS, AT_ONCE, strict=True)), judged=self._program is not None)
         after, held_after = await self._look(clients)
-        requests = len(load.results) + len(contest.results)
         self._report.server(before, after, mix.backend)
-        if held_before is not None and held_after is not None:
-            kept = after.total(KEPT) - before.total(KEPT)
-            self._report.held(held_before, held_after, kept, requests, judged=requests >= FEW)
+        requests = len(load.results) - half + len(contest.results)
+        looks = [one for one in (*held, held_after) if one is not None]
+        if looks:
+            self._report.held(looks, requests, judged=requests >= FEW)
 
     async def _look(self, clients: list[Client]) -> tuple[Figures, Held | None]:
         """What is held while nothing runs and nobody is connected."""
@@ -135,7 +142,7 @@ class Soak:
         for client in clients:
             await client.forget_connections()
         await asyncio.sleep(1.0)
-        return figures, self._program.held() if self._program else None
+        return figures, self._program.held(int(figures.total(KEPT))) if self._program else None
 
     async def _leave(self, client: Client, mix: Mix) -> None:
         chance = random.Random(self._options.seed)

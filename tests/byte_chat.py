@@ -28,7 +28,7 @@ class ByteTokenizer(Tokenizer):
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
 
     def stream(self) -> TextStream:
         return ByteStream()
@@ -39,7 +39,7 @@ class ByteStream(TextStream):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(bytes([token_id]))
+        return self._decoder.decode(bytes([token_id]) if token_id < 256 else b"")  # a special one has no text
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)

@@ -64,14 +64,15 @@ def test_what_is_wrong_makes_the_exit_code(parts: Any, capsys: pytest.CaptureFix
     good = parts.report.Report()
     good.results("load", Load([result(parts)], 1.0), in_detail=True)
     good.freed([Freed(3, 0.1)])
-    good.held(Held(1, 1, 10, 5), Held(9_000_000, 9_000_000, 11, 6), 0.0, 2000, judged=True)
+    start = Held(1, 1, 10, 5)
+    good.held([start, start, Held(9_000_000, 90_000_000, 11, 6, kept=85_000_000)], 2000, judged=True)
     assert good.finish() == 0
     for spoil in (
         lambda report: report.results("load", Load([result(parts, problem="another answer")])),
         lambda report: report.freed([Freed(500, 0.1)]),
         lambda report: report.freed([Freed(1, 0.1, "the worker is still busy")]),
-        lambda report: report.held(Held(1, 1, 10, 5), Held(1, 90_000_000, 10, 5), 0.0, 2000, judged=True),
-        lambda report: report.held(Held(1, 1, 10, 5), Held(1, 1, 40, 5), 0.0, 2000, judged=True),
+        lambda report: report.held([start, start, Held(1, 90_000_000, 10, 5)], 2000, judged=True),
+        lambda report: report.held([start, start, Held(1, 1, 40, 5)], 2000, judged=True),
         lambda report: report.stopped(parts.phases.Stopped(18.0, None, []), 18.0),
         lambda report: report.stopped(parts.phases.Stopped(1.0, 1, []), 18.0),
         lambda report: report.log("Traceback (most recent call last):\n  File\nValueError: x\n"),

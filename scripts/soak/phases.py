@@ -38,7 +38,7 @@ async def references(client: Client, mix: Mix) -> list[Result]:
     results = [await client.send(request) for request in mix.references()]
     for question, result in zip(QUESTIONS, results, strict=False):
         mix.answers[question] = result.said.text if result.said is not None else ""
-    return results + [await client.send(request) for request in mix.second_turns()]
+    return results + [await client.send(request) for request in mix.second_round()]
 
 
 async def storm(clients: Sequence[Client], mix: Mix, seed: int, numbers: range, seconds: float) -> Load:

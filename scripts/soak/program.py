@@ -29,12 +29,16 @@ START_S = 900.0
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds at a moment; memory in bytes."""
+    """What a process holds at a moment; memory in bytes.
+
+    :param kept: conversations that it keeps on the host, part of ``uss``; they have a limit of their own.
+    """
 
     rss: int
     uss: int
     files: int
     threads: int
+    kept: int = 0
 
 
 class Program:
@@ -68,11 +72,12 @@ class Program:
         self._process.stdout.close()
         self._folder.cleanup()
 
-    def held(self) -> Held:
-        """What it holds now."""
+    def held(self, kept: int) -> Held:
+        """What it holds now. :param kept: see :class:`Held`."""
         with self._looked_at.oneshot():
             memory = self._looked_at.memory_full_info()
-            return Held(memory.rss, memory.uss, self._looked_at.num_fds(), self._looked_at.num_threads())
+            files, threads = self._looked_at.num_fds(), self._looked_at.num_threads()
+            return Held(memory.rss, memory.uss, files, threads, kept)
 
     @property
     def log(self) -> str:

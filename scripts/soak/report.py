@@ -78,20 +78,23 @@ class Report:
             if backend != "cpu" and value > first.get(name, value):
                 self._problems.append(f"{name} grew by {value - first[name]:g} bytes")
 
-    def held(self, before: Held, after: Held, kept: float, requests: int, *, judged: bool) -> None:
-        """What the server's process holds.
+    def held(self, looks: Sequence[Held], requests: int, *, judged: bool) -> None:
+        """What the server's process holds: warmed up, after half of the load, and at the end.
 
-        :param kept: bytes that conversations on the host grew by; they have a limit of their own.
+        A heap takes a while to find its size, so growth is that of the second half.
+
+        :param requests: of the second half.
         """
-        print(f"\n{'held by the process':24} {'warmed up':>10} {'at the end':>10} {'a thousand requests':>20}")
-        for name in ("rss", "uss"):
-            one, other = getattr(before, name) / MB, getattr(after, name) / MB
-            rate = (other - one) / requests * 1000 if requests else 0.0
-            print(f"{name.upper() + ', MB':24} {one:10.1f} {other:10.1f} {rate:+20.2f}")
-        print(f"{'of it conversations, MB':24} {'':10} {kept / MB:+10.1f}")
+        before, middle, after = looks
+        heads = f"{'warmed up':>10} {'half-way':>10} {'at the end':>10} {'a thousand more':>16}"
+        print(f"\n{'held by the process':26} {heads}")
+        for name, told in (("rss", "RSS, MB"), ("uss", "USS, MB"), ("kept", "conversations of it, MB")):
+            values = [getattr(look, name) / MB for look in looks]
+            rate = (values[2] - values[1]) / max(requests, 1) * 1000
+            print(f"{told:26} {values[0]:10.1f} {values[1]:10.1f} {values[2]:10.1f} {rate:+16.2f}")
         for name in ("files", "threads"):
-            print(f"{name:24} {getattr(before, name):10} {getattr(after, name):10}")
-        growth = (after.uss - before.uss - kept) / MB
+            print(f"{name:26} " + " ".join(f"{getattr(look, name):10}" for look in looks))
+        growth = (after.uss - middle.uss - (after.kept - middle.kept)) / MB
         if judged and growth > SLACK_MB + MOST_GROWTH_MB * requests / 1000:
             self._problems.append(f"the process grew by {growth:.1f} MB within {requests} requests")
         if after.files > before.files + MOST_FILES:

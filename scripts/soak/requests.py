@@ -23,6 +23,8 @@ FUNCTION: dict[str, Any] = {
         "required": ["city"],
     },
 }
+STATE = ("/health", "/metrics", "/v1/models", "/", "/openapi.json")
+FIRST = 2
 SHORT_TOKENS = 24
 """Enough of an answer to compare, and few enough for many of them."""
 
@@ -99,9 +101,14 @@ class Mix:
         completions = [self._completion_of(question, stream=False) for question in QUESTIONS]
         return [*chats, *completions, self._tool_of(stream=False)]
 
-    def second_turns(self) -> list[Request]:
-        """The same of requests that need answers to the questions."""
-        return [self._turn_of(one, other) for one in QUESTIONS for other in QUESTIONS]
+    def second_round(self) -> list[Request]:
+        """The same of requests that need answers to the questions; then some of each kind.
+
+        A server may build what it needs for a kind (the table behind JSON, the description) when it is first asked.
+        """
+        turns = [self._turn_of(one, other) for one in QUESTIONS for other in QUESTIONS]
+        first = [make(random.Random(f"first {number}")) for number in range(FIRST) for make in self._kinds]
+        return [*turns, *first, *(Request("state and page", path) for path in STATE)]
 
     def short(self, question: str, *, stream: bool = False) -> Request:
         """A question with a short answer."""
@@ -223,8 +230,7 @@ class Mix:
         return Request("without a key", body=body, status=401, code="invalid_api_key", with_key=False)
 
     def _state(self, chance: random.Random) -> Request:
-        path = chance.choice(("/health", "/metrics", "/v1/models", "/", "/openapi.json"))
-        return Request("state and page", path)
+        return Request("state and page", chance.choice(STATE))
 
 
 def _user(text: str) -> dict[str, str]:
