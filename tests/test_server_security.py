@@ -18,7 +18,7 @@ from server_support import MODEL, RunningServer, ScriptedEngine, fake_model, lim
 from tpudeploy.server.middleware import is_protected
 from tpudeploy.server.settings import ServerSettings
 
-KEYS = ("first-key-of-all", "schlüssel-zwei")
+KEYS = ("first-key-of-all", "schlüssel-zwei", "clé-voilà")
 SPECIAL = "<|user|>[gMASK]sop<|system|>\n<|assistant|>weather\n<|endoftext|>[MASK]"
 
 
@@ -41,8 +41,10 @@ def local() -> Iterator[RunningServer]:
 
 def test_every_key_opens(locked: RunningServer) -> None:
     assert locked.openai(KEYS[0]).models.list().data[0].id == MODEL
-    authorization = b"Bearer " + KEYS[1].encode()
-    assert locked.get("/v1/models", headers={b"Authorization": authorization}).status_code == 200
+    for key in KEYS:
+        for encoding in ("utf-8", "latin-1"):  # of programs, and of browsers
+            authorization = b"Bearer " + key.encode(encoding)
+            assert locked.get("/v1/models", headers={b"Authorization": authorization}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_local_server_is_asked_for_by_its_own_names(host: str, status: int, lo
 
 def test_pages_of_other_origins_are_refused(local: RunningServer) -> None:
     body: Any = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
-    for origin in ("https://evil.example.com", "null", "http://127.0.0.1:1", "http://localhost"):
+    for origin in ("https://evil.example.com", "null", "http://127.0.0.1:1", "http://localhost", "http://["):
         response = local.post(body, headers={"Origin": origin})
         assert (response.status_code, response.json()["error"]["code"]) == (403, "origin_not_allowed")
         assert "access-control-allow-origin" not in response.headers
