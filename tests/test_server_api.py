@@ -194,6 +194,19 @@ def test_a_call_is_streamed_as_one_delta(client: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
+def test_a_call_that_is_cut_by_a_limit_says_so(client: openai.OpenAI) -> None:
+    cut = complete(client, messages=[QUESTION], tools=[WEATHER], max_tokens=6).choices[0]
+    assert cut.message.tool_calls[0].function.name == "get_weather"
+    assert cut.finish_reason == "length"
+    chunks = list(complete(client, messages=[QUESTION], tools=[WEATHER], max_tokens=6, stream=True))
+    assert chunks[-1].choices[0].finish_reason == "length"
+    tools: Any = [{"type": "function", **WEATHER["function"]}]
+    response = client.responses.create(model="chatglm3:demo", input=[QUESTION], tools=tools, max_output_tokens=6)
+    assert response.incomplete_details is not None
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert [item.status for item in response.output] == ["incomplete"]
+
+
 def test_the_choice_of_a_tool_is_honoured(client: openai.OpenAI) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
     for choice in (named, "required"):
