@@ -158,10 +158,12 @@ def test_log_probabilities_belong_to_the_tokens_of_the_answer(client: openai.Ope
     whole = complete(client, logprobs=True, top_logprobs=2).choices[0]
     tokens = whole.logprobs.content
     assert "".join(token.token for token in tokens) == whole.message.content
+    assert all(token.token for token in tokens)  # nothing of the format around the text
     for token in tokens:
         assert -2 < token.logprob <= 0
         assert len(token.top_logprobs) == 2
         assert token.top_logprobs[0].logprob == pytest.approx(token.logprob)  # greedy
+        assert token.top_logprobs[0].token == token.token  # spaces included, but for the first word's
         assert bytes(token.bytes).decode() == token.token
     chunks = list(complete(client, logprobs=True, stream=True))
     streamed = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
@@ -234,6 +236,8 @@ def test_plain_completions(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens >= 3  # [gMASK] and sop come before any text
     assert answer.choices[0].logprobs is not None
     assert len(answer.choices[0].logprobs.tokens or ()) <= 5
+    for token, top in zip(answer.choices[0].logprobs.tokens, answer.choices[0].logprobs.top_logprobs, strict=True):
+        assert list(top) == [token]
     stream = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
     both = client.completions.create(model="chatglm3:demo", prompt=["Hello", "Hello"], max_tokens=5)
