@@ -28,6 +28,7 @@ from tpudeploy.server.app import create_app
 from tpudeploy.server.listening import listen, url_of
 from tpudeploy.server.local_service import LocalService
 from tpudeploy.server.metrics import Metrics
+from tpudeploy.server.protocol import bounded_protocol
 from tpudeploy.server.settings import LOOPBACK_HOSTS, Limits, ServerSettings
 
 MODEL = "bytes:test"
@@ -150,7 +151,10 @@ class RunningServer:
         listener = listen("127.0.0.1", 0)
         self.url = url_of(listener)
         config = uvicorn.Config(
-            create_app(self.service, self.settings, metrics), log_config=None, lifespan="off", http="h11"
+            create_app(self.service, self.settings, metrics),
+            log_config=None,
+            lifespan="off",
+            http=bounded_protocol(self.settings.limits.body_s),
         )
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[listener]))

@@ -156,6 +156,34 @@ def test_a_body_that_never_arrives_is_given_up(local: RunningServer) -> None:
         assert time.monotonic() - began < 8
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/comp",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n",
+    ],
+)
+def test_a_head_that_never_arrives_is_given_up(sent: bytes, local: RunningServer) -> None:
+    host, port = local.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(sent)
+        began = time.monotonic()
+        while connection.recv(1000):
+            pass
+        assert 0.4 < time.monotonic() - began < 4
+
+
+def test_a_connection_is_not_given_up_while_it_is_answered() -> None:
+    engine = quick()
+    engine.before_pass = slowly(0.3)
+    with RunningServer([fake_model(engine)], limits(body_s=0.5)) as server:
+        for _ in range(2):  # on the same connection
+            assert server.chat().status_code == 200
+
+
 def test_special_tokens_in_any_field_stay_text() -> None:
     """Ids from 256 on are this format's role tokens: only roles make them."""
     engine = quick()
