@@ -154,7 +154,7 @@ class RunningServer:
             create_app(self.service, self.settings, metrics),
             log_config=None,
             lifespan="off",
-            http=bounded_protocol(self.settings.limits.body_s),
+            http=bounded_protocol(self.settings.limits),
         )
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[listener]))
@@ -167,6 +167,11 @@ class RunningServer:
     async def _stop(self) -> None:
         self.service.cancel_all()
         self._server.should_exit = True
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections)
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Run a coroutine function on the server's loop."""
