@@ -21,6 +21,7 @@ from typing_extensions import Self
 from byte_chat import STOP, ByteTemplate, ByteTokenizer, CallStream
 from tpudeploy.contracts.backend import Backend, DeviceInfo, MemoryReport, Session
 from tpudeploy.contracts.dtypes import Array
+from tpudeploy.errors import UsageError
 from tpudeploy.launch.loaded import Identity, LoadedModel
 from tpudeploy.launch.text import TextTools
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -64,6 +65,8 @@ class ScriptedEngine(TokenEngine):
         return 300
 
     def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
+        if not all(0 <= token < self.vocab_size for token in ids):  # as engines over nets do
+            raise UsageError(f"token ids must lie between 0 and {self.vocab_size - 1}.")
         kept = next((i for i, (a, b) in enumerate(zip(self._cache, ids, strict=False)) if a != b), None)
         kept = min(len(self._cache), len(ids)) if kept is None else kept
         kept = min(kept, len(ids) - 1)

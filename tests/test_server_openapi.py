@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from cli_support import environment, run_program
-from server_support import RunningServer, ScriptedEngine, fake_model
+from server_support import RunningServer, ScriptedEngine, fake_model, wait_until
 from tpudeploy.launch import LaunchRequest, open_target
 from tpudeploy.plugins import registry
 from tpudeploy.server.settings import Limits, ServerSettings
@@ -111,4 +111,5 @@ def test_requests_without_a_key(path: str, method: str, scripted: RunningServer)
 def test_the_same_with_a_model(mode: Any, path: str, method: str, demo: RunningServer) -> None:
     assert attack(demo, path, method, mode, 8) <= {200, 400, 404}
     assert demo.service.health().ready
-    assert demo.service.unfinished == 0
+    # A worker says that it has done with an answer after the answer's end.
+    wait_until(lambda: demo.service.unfinished == 0, "nothing is left")

@@ -12,9 +12,11 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import ValidationError
 
 from byte_chat import ROLES
 from server_support import MODEL, RunningServer, ScriptedEngine, fake_model, limits, slowly, wait_until
+from tpudeploy.server.bodies import ChatBody, CompletionBody, ResponseBody
 from tpudeploy.server.middleware import is_protected
 from tpudeploy.server.settings import ServerSettings
 
@@ -182,6 +184,36 @@ def test_a_connection_is_not_given_up_while_it_is_answered() -> None:
     with RunningServer([fake_model(engine)], limits(body_s=0.5)) as server:
         for _ in range(2):  # on the same connection
             assert server.chat().status_code == 200
+
+
+MANY = 200_000
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("chat/completions", "messages", [1] * MANY),
+        ("chat/completions", "messages", [{"role": "user"}] * MANY),
+        ("chat/completions", "messages", [{"role": "user", "content": [1] * 4000}] * (MANY // 4000)),
+        ("chat/completions", "stop", [1] * MANY),
+        ("chat/completions", "logit_bias", {str(number): "x" for number in range(MANY)}),
+        ("completions", "prompt", [[]] * MANY),
+        ("completions", "prompt", [1] * MANY + ["x"]),
+        ("responses", "input", [{}] * MANY),
+    ],
+)
+def test_a_request_of_very_many_parts_holds_up_nobody(path: str, field: str, value: object) -> None:
+    """Every mistake in it was written down once: seconds in which no token was sent to anybody, and gigabytes."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], field: value}
+    form = {"chat/completions": ChatBody, "completions": CompletionBody, "responses": ResponseBody}[path]
+    with pytest.raises(ValidationError) as error:
+        form.model_validate(body)
+    assert error.value.error_count() < 10
+    with RunningServer([fake_model(quick())]) as server:
+        began = time.monotonic()
+        response = server.post(body, f"/v1/{path}")
+        assert (response.status_code, response.json()["error"]["param"].split(".")[0]) == (400, field)
+        assert time.monotonic() - began < 5
 
 
 def test_special_tokens_in_any_field_stay_text() -> None:
