@@ -253,3 +253,25 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
             wait_until(lambda: server.service.unfinished == 0, "its answer is cancelled", 30)
             wait_until(lambda: not server.connections, "it is cut off")
         assert server.chat(max_tokens=1).status_code == 200
+
+
+def test_a_device_that_never_says_how_it_is_does_not_stop_the_server() -> None:
+    model, begun, answers = fake_model(ScriptedEngine(endless=False)), threading.Event(), threading.Event()
+    ask_devices = model.backend.devices
+
+    def devices() -> Any:
+        begun.set()
+        assert answers.wait(30)
+        return ask_devices()
+
+    model.backend.devices = devices  # type: ignore[method-assign]
+    with RunningServer([model]) as server, ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(server.get, "/metrics")
+        try:
+            assert begun.wait(10)
+            for _ in range(40):  # more than the threads that texts are encoded in
+                assert server.get("/metrics", timeout=5).status_code == 200
+            assert server.chat(max_tokens=1).status_code == 200
+        finally:
+            answers.set()
+        assert "tpudeploy_device_temperature_celsius" in stuck.result(10).text
