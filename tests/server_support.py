@@ -21,6 +21,7 @@ from typing_extensions import Self
 from byte_chat import STOP, ByteTemplate, ByteTokenizer, CallStream
 from tpudeploy.contracts.backend import Backend, DeviceInfo, MemoryReport, Session
 from tpudeploy.contracts.dtypes import Array
+from tpudeploy.errors import UsageError
 from tpudeploy.launch.loaded import Identity, LoadedModel
 from tpudeploy.launch.text import TextTools
 from tpudeploy.runtime.token_engine import TokenEngine
@@ -28,6 +29,7 @@ from tpudeploy.server.app import create_app
 from tpudeploy.server.listening import listen, url_of
 from tpudeploy.server.local_service import LocalService
 from tpudeploy.server.metrics import Metrics
+from tpudeploy.server.protocol import bounded_protocol
 from tpudeploy.server.settings import LOOPBACK_HOSTS, Limits, ServerSettings
 
 MODEL = "bytes:test"
@@ -63,6 +65,8 @@ class ScriptedEngine(TokenEngine):
         return 300
 
     def reuse(self, ids: Sequence[int], *, known: int = 0) -> int:
+        if not all(0 <= token < self.vocab_size for token in ids):  # as engines over nets do
+            raise UsageError(f"token ids must lie between 0 and {self.vocab_size - 1}.")
         kept = next((i for i, (a, b) in enumerate(zip(self._cache, ids, strict=False)) if a != b), None)
         kept = min(len(self._cache), len(ids)) if kept is None else kept
         kept = min(kept, len(ids) - 1)
@@ -150,7 +154,10 @@ class RunningServer:
         listener = listen("127.0.0.1", 0)
         self.url = url_of(listener)
         config = uvicorn.Config(
-            create_app(self.service, self.settings, metrics), log_config=None, lifespan="off", http="h11"
+            create_app(self.service, self.settings, metrics),
+            log_config=None,
+            lifespan="off",
+            http=bounded_protocol(self.settings.limits),
         )
         self._server = uvicorn.Server(config)
         serving = asyncio.ensure_future(self._server.serve(sockets=[listener]))
@@ -163,6 +170,11 @@ class RunningServer:
     async def _stop(self) -> None:
         self.service.cancel_all()
         self._server.should_exit = True
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections)
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Run a coroutine function on the server's loop."""

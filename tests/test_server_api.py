@@ -158,10 +158,12 @@ def test_log_probabilities_belong_to_the_tokens_of_the_answer(client: openai.Ope
     whole = complete(client, logprobs=True, top_logprobs=2).choices[0]
     tokens = whole.logprobs.content
     assert "".join(token.token for token in tokens) == whole.message.content
+    assert all(token.token for token in tokens)  # nothing of the format around the text
     for token in tokens:
         assert -2 < token.logprob <= 0
         assert len(token.top_logprobs) == 2
         assert token.top_logprobs[0].logprob == pytest.approx(token.logprob)  # greedy
+        assert token.top_logprobs[0].token == token.token  # spaces included, but for the first word's
         assert bytes(token.bytes).decode() == token.token
     chunks = list(complete(client, logprobs=True, stream=True))
     streamed = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
@@ -194,6 +196,24 @@ def test_a_call_is_streamed_as_one_delta(client: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
+def test_a_call_that_is_cut_by_a_limit_says_so(client: openai.OpenAI) -> None:
+    cut = complete(client, messages=[QUESTION], tools=[WEATHER], max_tokens=6).choices[0]
+    (call,) = cut.message.tool_calls
+    assert call.function.name == "get_weather"
+    assert cut.finish_reason == "length"
+    history = [QUESTION, cut.message.model_dump(exclude_none=True)]
+    result = {"role": "tool", "tool_call_id": call.id, "content": "this call was cut"}
+    told = complete(client, messages=[*history, result], tools=[WEATHER])
+    assert told.usage.prompt_tokens_details.cached_tokens > told.usage.prompt_tokens / 2
+    chunks = list(complete(client, messages=[QUESTION], tools=[WEATHER], max_tokens=6, stream=True))
+    assert chunks[-1].choices[0].finish_reason == "length"
+    tools: Any = [{"type": "function", **WEATHER["function"]}]
+    response = client.responses.create(model="chatglm3:demo", input=[QUESTION], tools=tools, max_output_tokens=6)
+    assert response.incomplete_details is not None
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert [item.status for item in response.output] == ["incomplete"]
+
+
 def test_the_choice_of_a_tool_is_honoured(client: openai.OpenAI) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
     for choice in (named, "required"):
@@ -221,6 +241,8 @@ def test_plain_completions(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens >= 3  # [gMASK] and sop come before any text
     assert answer.choices[0].logprobs is not None
     assert len(answer.choices[0].logprobs.tokens or ()) <= 5
+    for token, top in zip(answer.choices[0].logprobs.tokens, answer.choices[0].logprobs.top_logprobs, strict=True):
+        assert list(top) == [token]
     stream = client.completions.create(model="chatglm3:demo", prompt="Hello", max_tokens=5, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
     both = client.completions.create(model="chatglm3:demo", prompt=["Hello", "Hello"], max_tokens=5)
@@ -332,12 +354,16 @@ def test_what_cannot_be_honoured_is_refused(changes: dict[str, Any], param: str,
     assert error["message"]
 
 
-@pytest.mark.parametrize(
-    "arguments", ["not json", "[1]", '{"a": NaN}', "[" * 100_000, '{"a": "\\ud800"}'], ids=lambda text: text[:12]
-)
-def test_calls_in_the_history_hold_json_objects(arguments: str, scripted: RunningServer) -> None:
+@pytest.mark.parametrize("arguments", ["not json", "[1]", '{"a": NaN}', '{"a": "\\ud800"}', "[" * 500])
+def test_calls_in_the_history_may_be_unreadable(arguments: str) -> None:
+    """What this server passed on as it came must be taken back, or a dialogue ends with a model's first mistake."""
+    engine = ScriptedEngine("fine", endless=False)
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    refused(scripted, {"model": MODEL, "messages": [*HELLO, {"role": "assistant", "tool_calls": [call]}]})
+    result = {"role": "tool", "tool_call_id": "c", "content": "invalid arguments"}
+    with RunningServer([fake_model(engine)]) as server:
+        said(server, messages=[*HELLO, {"role": "assistant", "tool_calls": [call]}, result])
+    (prompt,) = engine.prompts
+    assert arguments in bytes(i for i in prompt if i < 256).decode()
 
 
 @pytest.mark.parametrize("depth", [70, 300, 900])

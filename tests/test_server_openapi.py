@@ -130,4 +130,5 @@ def test_requests_without_a_key(path: str, method: str, scripted: RunningServer)
 def test_the_same_with_a_model(mode: Any, path: str, method: str, demo: RunningServer) -> None:
     assert attack(demo, path, method, mode, 8) <= {200, 400, 404}
     assert demo.service.health().ready
-    wait_until(lambda: demo.service.unfinished == 0, "nothing waits or runs")
+    # A worker says that it has done with an answer after the answer's end.
+    wait_until(lambda: demo.service.unfinished == 0, "nothing is left")

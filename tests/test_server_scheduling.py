@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -233,3 +235,43 @@ def test_what_does_not_finish_in_time_is_cancelled_when_stopping() -> None:
             for place, _ in enumerate(client.chat.completions.create(**QUESTION, stream=True)):
                 if place == 3:
                     threading.Thread(target=server.call, args=(lambda: server.service.drain(0.1),)).start()
+
+
+def test_a_client_that_takes_nothing_is_cut_off() -> None:
+    """Its answer is cancelled, and the connection does not wait for ever until what is left is taken."""
+    engine = ScriptedEngine(seq_length=1 << 20)
+    with RunningServer([fake_model(engine)], limits(stalled_s=0.5)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((host, int(port)))
+            more = {"stream": True, "logprobs": True, "top_logprobs": 20, "max_tokens": 500_000}  # much text a token
+            body = json.dumps({**QUESTION, **more}).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            wait_until(lambda: server.service.unfinished == 1, "it is answered")
+            wait_until(lambda: server.service.unfinished == 0, "its answer is cancelled", 30)
+            wait_until(lambda: not server.connections, "it is cut off")
+        assert server.chat(max_tokens=1).status_code == 200
+
+
+def test_a_device_that_never_says_how_it_is_does_not_stop_the_server() -> None:
+    model, begun, answers = fake_model(ScriptedEngine(endless=False)), threading.Event(), threading.Event()
+    ask_devices = model.backend.devices
+
+    def devices() -> Any:
+        begun.set()
+        assert answers.wait(30)
+        return ask_devices()
+
+    model.backend.devices = devices  # type: ignore[method-assign]
+    with RunningServer([model]) as server, ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(server.get, "/metrics")
+        try:
+            assert begun.wait(10)
+            for _ in range(40):  # more than the threads that texts are encoded in
+                assert server.get("/metrics", timeout=5).status_code == 200
+            assert server.chat(max_tokens=1).status_code == 200
+        finally:
+            answers.set()
+        assert "tpudeploy_device_temperature_celsius" in stuck.result(10).text

@@ -44,7 +44,8 @@ class AnswerText:
             return "stop"
         if self.result.finish_reason == "cancelled":
             return None
-        return "tool_calls" if self.tool_calls else self.result.finish_reason
+        # A call that a limit has cut is none that could be run; clients tell it by "length".
+        return "tool_calls" if self.tool_calls and self.result.finish_reason == "stop" else self.result.finish_reason
 
     def pieces(self) -> Iterator[Piece]:
         """Text as it comes; nothing more is generated after a stop string."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 _SEED = 1 << 63
+_MOST_PARTS = 4096
+T = TypeVar("T")
+Few = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_PARTS)]
+"""A list that is given up at its first mistake, or its end: pydantic would write down each of a million, and meanwhile
+nobody else would be answered. How many of what a request may have is said where it is used."""
+Ids = Annotated[list[int], Field(fail_fast=True, max_length=1 << 20)]
 
 
 class Body(BaseModel):
@@ -61,9 +67,9 @@ class ChatMessage(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | Few[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: Few[CalledTool] | None = None
     tool_call_id: str | None = None
 
 
@@ -98,7 +104,7 @@ class GeneratingBody(SamplingBody):
     """What chat and plain completions take."""
 
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
+    stop: str | Few[str] | None = None
     n: int | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -106,16 +112,24 @@ class GeneratingBody(SamplingBody):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = None
 
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _refuse_far_too_many(cls, value: object) -> object:
+        """A dictionary cannot be given up at its first mistake."""
+        if isinstance(value, dict) and len(value) > _MOST_PARTS:
+            raise PydanticCustomError("too_many", "has far too many entries")
+        return value
+
 
 class ChatBody(GeneratingBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Few[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: dict[str, Any] | None = None
-    tools: list[Tool] | None = None
+    tools: Few[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -123,7 +137,7 @@ class ChatBody(GeneratingBody):
 class CompletionBody(GeneratingBody):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Few[str] | Ids | Few[Ids]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -135,11 +149,11 @@ class InputItem(Body):
 
     type: str = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[ContentPart] | None = None
+    content: str | Few[ContentPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[ContentPart] | None = None
+    output: str | Few[ContentPart] | None = None
 
 
 class ResponseTool(Body):
@@ -160,11 +174,11 @@ class ResponseText(Body):
 class ResponseBody(SamplingBody):
     """``POST /v1/responses``."""
 
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[Few[InputItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: ResponseText | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Few[ResponseTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

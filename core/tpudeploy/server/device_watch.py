@@ -34,16 +34,24 @@ class DeviceWatch:
 
     def ask(self) -> list[DeviceInfo]:
         """The devices as they are now, or were a moment ago."""
-        with self._lock:
-            if time.monotonic() - self._asked_at > _FRESH_S:
-                self._asked_at = time.monotonic()
-                try:
-                    found = self._backend.devices()
-                except Exception as error:  # noqa: BLE001 - a backend may be anybody's; figures are not worth a failure
-                    _log.warning("devices cannot be asked: %s: %s", type(error).__name__, error)
-                    found = []
-                self._devices = [device for device in found if not self._used or device.id in self._used]
-            return self._devices
+        # Whoever comes meanwhile does not wait: a device that never answers is to keep one thread and not all of them.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._refresh()
+            finally:
+                self._lock.release()
+        return self._devices
+
+    def _refresh(self) -> None:
+        if time.monotonic() - self._asked_at <= _FRESH_S:
+            return
+        self._asked_at = time.monotonic()
+        try:
+            found = self._backend.devices()
+        except Exception as error:  # noqa: BLE001 - a backend may be anybody's; figures are not worth a failure
+            _log.warning("devices cannot be asked: %s: %s", type(error).__name__, error)
+            found = []
+        self._devices = [device for device in found if not self._used or device.id in self._used]
 
 
 def device_gauges(devices: Iterable[tuple[str, DeviceInfo]], held_bytes: int) -> Iterator[GaugeMetricFamily]:

@@ -86,19 +86,21 @@ def _calls(index: int, message: ChatMessage, calls: Sequence[CalledTool], servic
         if call.type != "function" or call.function is None:
             raise unsupported("Only calls of functions are supported.", f"{where}.type")
         check_name(call.function.name, f"{where}.function.name")
-        arguments = _arguments(call.function.arguments, f"{where}.function.arguments")
-        yield service.tool_call_message(call.function.name, arguments)
+        arguments = _arguments(call.function.arguments)
+        if arguments is not None:
+            yield service.tool_call_message(call.function.name, arguments)
+        else:  # written by a model that was cut short, or mistaken: it is told so in the result, if its client likes
+            yield Message(role="assistant", content=call.function.arguments, metadata=call.function.name)
 
 
-def _arguments(text: str, param: str) -> dict[str, object]:
+def _arguments(text: str) -> dict[str, object] | None:
+    """A call's arguments; None where they are no JSON object."""
     try:
         value = json.loads(text) if text.strip() else {}
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise invalid("The arguments of a call must be a JSON object.", param) from None
-    if not isinstance(value, dict):
-        raise invalid("The arguments of a call must be a JSON object.", param)
-    return value
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _text(index: int, message: ChatMessage) -> str:

@@ -114,7 +114,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE_METHODS or self._origins & {"*", origin}:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if _netloc(origin) != headers.get("host", "").lower():
             raise ApiError(
                 403,
                 "Pages of this origin may not ask. `tpudeploy serve --cors-origin ORIGIN` lets them.",
@@ -126,9 +126,10 @@ class Guard:
         if not self._keys:
             return client_address(scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip().encode("latin-1", "replace")) if scheme.lower() == "bearer" else b""
+        given = _spellings(key) if scheme.lower() == "bearer" else ()
         # Every key is compared, each in constant time: how long it takes says nothing of any of them.
-        matches = [index for index, own in enumerate(self._keys, 1) if hmac.compare_digest(own, given)]
+        own = enumerate(self._keys, 1)
+        matches = [index for index, key_digest in own for one in given if hmac.compare_digest(key_digest, one)]
         if matches:
             return f"key-{matches[0]}"
         if not is_protected(scope["path"]):
@@ -220,6 +221,20 @@ def _host_name(host: str) -> str:
     """``[::1]:8000`` without its port."""
     name = host.lower()
     return re.sub(r":\d*$", "", name) if not name.endswith("]") else name
+
+
+def _netloc(origin: str) -> str | None:
+    """The host and port of an origin; None for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # "http://["
+        return None
+
+
+def _spellings(key: str) -> tuple[bytes, ...]:
+    """Digests of a key as a header holds it: programs send letters beyond ASCII in UTF-8, browsers in Latin-1."""
+    key = key.strip(" \t")  # nothing else: the last byte of a letter may be what Latin-1 has as a space
+    return _digest(key.encode("latin-1", "replace")), _digest(key.encode())
 
 
 def _digest(key: bytes) -> bytes:

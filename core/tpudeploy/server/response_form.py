@@ -87,7 +87,10 @@ class ResponseForm(AnswerForm):
     def _output(self, text: str, end: End) -> list[dict[str, Any]]:
         status = "incomplete" if end.finish_reason == "length" else "completed"
         message = [self._message([_part(text)], status)] if text or not end.tool_calls else []
-        return [*message, *(_call_item(call) for call in end.tool_calls)]
+        calls = [_call_item(call) for call in end.tool_calls]
+        if calls:
+            calls[-1]["status"] = status
+        return [*message, *calls]
 
     def _response(self, output: Sequence[Mapping[str, Any]], end: End) -> dict[str, Any]:
         cut = end.finish_reason == "length"

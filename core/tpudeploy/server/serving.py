@@ -18,7 +18,8 @@ from fastapi import FastAPI
 
 from tpudeploy.server.app import create_app
 from tpudeploy.server.local_service import QueueService
-from tpudeploy.server.settings import ServerSettings
+from tpudeploy.server.protocol import bounded_protocol
+from tpudeploy.server.settings import Limits, ServerSettings
 
 _POLL_S = 0.01
 _LAST_WORDS_S = 5
@@ -55,7 +56,7 @@ def serve(
     """
     app = create_app(service, settings, service.metrics)
     told = _Told(ready, stopping, at_once)
-    return asyncio.run(_run(listener, service, _Server(_config(app)), grace_s, told))
+    return asyncio.run(_run(listener, service, _Server(_config(app, settings.limits)), grace_s, told))
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class _Told:
     at_once: Callable[[], None]
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
+def _config(app: FastAPI, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",  # the same everywhere, whatever else is installed
+        http=bounded_protocol(limits),  # of h11: the same everywhere, whatever else is installed
         ws="none",
         lifespan="off",
         log_config=None,

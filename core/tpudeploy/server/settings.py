@@ -15,7 +15,7 @@ class Limits:
     :param queue: requests that may wait for a worker; those that run do not count.
     :param timeout_s: seconds from a request's arrival to the end of its answer.
     :param body_bytes: of a request.
-    :param body_s: seconds in which a request must have arrived as a whole.
+    :param body_s: seconds in which the head of a request must have arrived, and then its body.
     :param stalled_s: seconds for which a client may take nothing of what it is sent.
     """
 

@@ -31,8 +31,9 @@ class TokenTexts:
             self._silent += [event] if event is not None else []
             return
         for earlier in self._silent:
-            own = self._tokenizer.decode([earlier.token_id])
-            if text.startswith(own):
+            own = self._text_of(earlier.token_id)
+            own = own if text.startswith(own) else own.removeprefix(" ")  # as a text's first word is
+            if own and text.startswith(own):
                 self._add(earlier, own, len(own))
                 text = text[len(own) :]
             elif self._length or own.strip():
@@ -52,7 +53,20 @@ class TokenTexts:
 
     def _add(self, event: TokenEvent, text: str, length: int) -> None:
         if event.logprobs is not None:
-            found = event.logprobs
-            top = tuple((self._tokenizer.decode([token]), max(value, _LEAST)) for token, value in found.top)
-            self._known.append((self._length, TokenInfo(text, max(found.chosen, _LEAST), top)))
+            chosen, top = event.logprobs.chosen, event.logprobs.top
+            at_start = self._text_of(event.token_id) == f" {text}"
+            named = tuple(
+                (text if token == event.token_id else self._text_of(token, at_start=at_start), max(value, _LEAST))
+                for token, value in top
+            )
+            self._known.append((self._length, TokenInfo(text, max(chosen, _LEAST), named)))
         self._length += length
+
+    def _text_of(self, token_id: int, *, at_start: bool = False) -> str:
+        """What a token is in the middle of a text, or where a word's space is left out, at its start.
+
+        Decoded alone it would always stand at the start, and "word" and " word" would be the same.
+        """
+        own = self._tokenizer.token_bytes(token_id)
+        text = self._tokenizer.decode([token_id]) if own is None else own.decode(errors="replace")
+        return text.removeprefix(" ") if at_start else text
