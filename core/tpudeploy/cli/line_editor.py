@@ -43,6 +43,7 @@ class LineEditor(LineReader):
             complete_while_typing=Condition(self._is_command),
             reserve_space_for_menu=_MENU_ROWS,
             multiline=True,
+            enable_suspend=True,
             prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUATION,
             key_bindings=_bindings(commands),
             output=output,
