@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Optional
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from tpudeploy.errors import UsageError
 from tpudeploy.tools.docstring import read_docstring
@@ -156,6 +156,19 @@ def test_arguments_are_checked_and_converted() -> None:
     ):
         with pytest.raises(ArgumentsError, match=wrong):
             found.read(arguments)
+
+
+def test_a_validator_that_fails_in_its_own_way_is_an_error_of_the_arguments() -> None:
+    def look_up(value: str) -> str:
+        return {"a": "b"}[value]
+
+    def takes(x: Annotated[str, AfterValidator(look_up)]) -> str:
+        return x
+
+    takes.__annotations__["x"] = Annotated[str, AfterValidator(look_up)]  # not the text of it: look_up is local
+    assert tool(takes).read({"x": "a"}) == {"x": "b"}
+    with pytest.raises(ArgumentsError, match="KeyError: 'c'"):
+        tool(takes).read({"x": "c"})
 
 
 def test_a_coroutine_is_waited_for() -> None:
