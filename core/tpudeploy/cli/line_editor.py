@@ -136,4 +136,4 @@ class _FileHistory(History):
 
     def store_string(self, string: str) -> None:
         """Keep what was sent."""
-        self._lines.add(string)
+        self._lines.add(clean(string))
