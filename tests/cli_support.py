@@ -108,8 +108,8 @@ class Terminal:
         return before
 
     def type(self, text: str) -> None:
-        """Press keys; ``\\x03`` is Ctrl-C, ``\\x04`` is Ctrl-D."""
-        os.write(self._master, text.encode())
+        """Press keys; ``\\x03`` is Ctrl-C, ``\\x04`` is Ctrl-D, ``\\udcff`` a byte that is no UTF-8."""
+        os.write(self._master, text.encode(errors="surrogateescape"))
 
     def kill(self, number: int) -> None:
         """Send a signal to the program itself."""

@@ -103,6 +103,23 @@ def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install" in availability.remedy
 
 
+@pytest.mark.parametrize("signal", [SystemExit(143), KeyboardInterrupt()])
+def test_a_signal_while_onnxruntime_is_imported_is_no_fault_of_it(
+    monkeypatch: pytest.MonkeyPatch, signal: BaseException
+) -> None:
+    class Pybind11:
+        """Makes an ImportError of whatever is raised while a module of it begins."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "onnxruntime":
+                raise ImportError("initialization failed") from signal
+
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(sys, "meta_path", [Pybind11(), *sys.meta_path])
+    with pytest.raises(type(signal)):
+        ort.import_onnxruntime()
+
+
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     large = 1 << 30
     monkeypatch.setenv(machine.THREADS_VARIABLE, "3")

@@ -249,6 +249,15 @@ def test_the_keeper_goes_on_in_the_same_file(store: ChatStore, capsys: pytest.Ca
     assert len(store.entries()) == 3
 
 
+def test_what_is_taken_back_does_not_stay_on_disk(store: ChatStore, tmp_path: Path) -> None:
+    keeper = ChatKeeper(store)
+    assert keeper.keep("m", chat("secret").messages, {})
+    assert keeper.keep("m", chat().messages, {})
+    (path,) = (tmp_path / "home" / "conversations").glob("*.json")
+    assert "secret" not in path.read_text()
+    assert resume_last(store, given=()).chat.turns == 0
+
+
 def test_turned_off_nothing_is_written(tmp_path: Path) -> None:
     keeper = ChatKeeper(ChatStore(tmp_path), enabled=False)
     assert not keeper.keep("m", chat("x").messages, {})

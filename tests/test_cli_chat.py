@@ -166,6 +166,19 @@ def test_what_was_typed_is_kept_for_the_arrow_keys(home: Path) -> None:
     assert stat.S_IMODE((home / "chat-history").stat().st_mode) == 0o600
 
 
+def test_typed_bytes_that_are_no_utf8_end_nothing(home: Path) -> None:
+    # As in any locale with UTF-8 but that named C, where Python is lenient by itself.
+    with Terminal("run", "chatglm3:demo", env=environment(home, PYTHONIOENCODING="utf-8:strict")) as chat:
+        chat.expect(PROMPT)
+        chat.type("caf\udce9\n")
+        chat.expect(PROMPT)
+        chat.type("/list\n")
+        chat.expect("caf\N{REPLACEMENT CHARACTER}")
+        chat.expect(PROMPT)
+        chat.type("\x04")
+        assert chat.wait() == 0
+
+
 def test_a_message_that_is_too_long_leaves_the_session_usable(home: Path) -> None:
     with Terminal("run", "chatglm3:demo", env=environment(home)) as chat:
         chat.expect(PROMPT)

@@ -90,6 +90,22 @@ def test_keys(chat: Terminal) -> None:
     assert chat.wait() == 128 + signal.SIGTERM
 
 
+def test_bytes_that_are_no_utf8_are_kept_as_the_sign_for_that(chat: Terminal, home: Path) -> None:
+    chat.type("caf\udce9\r")
+    leave(chat)
+    assert last_conversation(home)[0]["content"] == "caf\N{REPLACEMENT CHARACTER}"
+    kept = (home / "chat-history").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(kept) == "caf\N{REPLACEMENT CHARACTER}"
+
+
+def test_ctrl_z_is_no_character_of_a_message(chat: Terminal, home: Path) -> None:
+    chat.type("half\x1a")  # this terminal has no shell that could take over, so nothing stops
+    chat.type(" a line\r")
+    chat.expect(READY)
+    leave(chat)
+    assert last_conversation(home)[0]["content"] == "half a line"
+
+
 def test_what_was_typed_is_found_again(home: Path) -> None:
     for keys in ("你好 needle\x1b\rsecond\r", "\x12needle\r\r"):  # the second time by Ctrl-R
         with terminal(home) as chat:

@@ -162,6 +162,16 @@ def test_a_person_is_asked_and_may_say_no_or_always(home: Path) -> None:
         assert chat.wait() == 0
 
 
+@pytest.mark.parametrize("keys", ["\x04", "\udcff\n"], ids=["Ctrl-D", "no UTF-8"])
+def test_no_answer_to_the_question_is_no(home: Path, keys: str) -> None:
+    env = environment(home, PYTHONIOENCODING="utf-8:strict")
+    with Terminal("run", "chatglm3:demo", "--backend", "cpu", "--tools", ENGLISH, LONDON, env=env) as once:
+        once.expect(ASKS)
+        once.type(keys)
+        once.expect("\n[get_weather was not run]\n")
+        assert once.wait() == 0
+
+
 def test_ctrl_c_stops_the_tool_and_the_conversation_goes_on(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "trouble.py"
     file.write_text(TROUBLE, encoding="utf-8")

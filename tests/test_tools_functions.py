@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Optional
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from tpudeploy.errors import UsageError
 from tpudeploy.tools.docstring import read_docstring
 from tpudeploy.tools.function import ArgumentsError, ToolFunction
 from tpudeploy.tools.results import bounded, error_text, result_text
-from tpudeploy.tools.toolbox import load_tools
+from tpudeploy.tools.toolbox import TERMINATED, load_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WEATHER = {
@@ -158,6 +158,19 @@ def test_arguments_are_checked_and_converted() -> None:
             found.read(arguments)
 
 
+def test_a_validator_that_fails_in_its_own_way_is_an_error_of_the_arguments() -> None:
+    def look_up(value: str) -> str:
+        return {"a": "b"}[value]
+
+    def takes(x: Annotated[str, AfterValidator(look_up)]) -> str:
+        return x
+
+    takes.__annotations__["x"] = Annotated[str, AfterValidator(look_up)]  # not the text of it: look_up is local
+    assert tool(takes).read({"x": "a"}) == {"x": "b"}
+    with pytest.raises(ArgumentsError, match="KeyError: 'c'"):
+        tool(takes).read({"x": "c"})
+
+
 def test_a_coroutine_is_waited_for() -> None:
     async def later(x: int) -> int:
         return x + 1
@@ -238,6 +251,9 @@ BROKEN = {
     "class C: ...\n\ndef f(x: C): ...\n": "tools.py:3: f: the parameter x has a type that cannot be described",
     "from typing import Callable\ndef f(x: Callable[[], int]): ...\n": "the parameter x has a type that cannot",
     "\udcff": "utf-8",
+    "x = 1\n\0": r"tools.py:\d+: source code .*null bytes",
+    "import asyncio\n\nraise asyncio.CancelledError\n": "tools.py:3: CancelledError",
+    "class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E\n": "tools.py:4: E",
 }
 
 
@@ -249,6 +265,18 @@ def test_a_file_that_cannot_be_used_is_one_error_that_names_the_line(tmp_path: P
         load_tools([path])
     assert "\n" not in raised.value.message
     assert str(path) in raised.value.message
+
+
+def test_the_programs_end_is_no_fault_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        load_tools([written(tmp_path, f"raise SystemExit({TERMINATED})\n")])
+
+
+def test_a_new_type_is_a_type_and_no_tool(tmp_path: Path) -> None:
+    text = "from typing import NewType\n\nCity = NewType('City', str)\n\ndef f(city: City) -> str: ...\n"
+    assert [schema["parameters"]["properties"] for schema in load_tools([written(tmp_path, text)]).schemas] == [
+        {"city": {"type": "string"}}
+    ]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -270,6 +298,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         (Point(x=1), '{"x": 1, "title": "t"}'),
         (float("inf"), '"Infinity"'),
         (b"bytes", '"bytes"'),
+        ("caf\udce9", "caf\\udce9"),  # as os.listdir gives a name that is not UTF-8
     ],
 )
 def test_results_are_text_or_json(value: object, text: str) -> None:

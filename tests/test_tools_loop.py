@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -148,6 +149,23 @@ def hang() -> None:
     raise KeyboardInterrupt
 
 
+class Mute(Exception):  # noqa: N818 - no matter
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def mute() -> None:
+    raise Mute
+
+
+def cancelled() -> None:
+    raise asyncio.CancelledError("enough")  # no Exception
+
+
+def halved() -> None:
+    raise FileNotFoundError("caf\udce9")
+
+
 def unspeakable() -> bytes:
     return b"\xff"
 
@@ -163,11 +181,15 @@ def unspeakable() -> bytes:
         ("leave={}", Status.FAILED, "SystemExit: 2"),
         ("hang={}", Status.INTERRUPTED, "The user stopped this call."),
         ("unspeakable={}", Status.FAILED, "utf-8"),
+        ("mute={}", Status.FAILED, "Mute"),
+        ("cancelled={}", Status.FAILED, "CancelledError: enough"),
+        ("halved={}", Status.FAILED, "FileNotFoundError: caf\\udce9"),
     ],
 )
 def test_what_goes_wrong_is_told_to_the_model(session: TorchSession, said: str, status: Status, told: str) -> None:
     person = Person()
-    toolbox = tools(double=double, fail=fail, leave=leave, hang=hang, unspeakable=unspeakable)
+    functions = (double, fail, leave, hang, unspeakable, mute, cancelled, halved)
+    toolbox = tools(**{function.__name__: function for function in functions})
     loop = loop_of(session, toolbox, person)
     script(session, said, "Sorry.")
     assert finish(loop) == ["", "Sorry."]

@@ -35,6 +35,8 @@ def import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None  # Ctrl-C or SIGTERM while it was imported: it makes an ImportError of these
         raise BackendError(f"the backend cpu needs onnxruntime ({error}).", hint=INSTALL_HINT) from error
     module: ModuleType = onnxruntime
     return module

@@ -72,8 +72,10 @@ class ChatKeeper:
 
         :returns: whether it is kept.
         """
-        if not self.enabled or not any(message.role == "user" for message in messages):
+        if not self.enabled:
             return False
+        if not self._id and not any(message.role == "user" for message in messages):
+            return False  # nothing was said yet; but what was kept and is taken back must not stay on disk
         chat = snapshot(model, messages, settings)
         try:
             kept = self.store.keep(self._id, chat, seen=self._revision)

@@ -43,6 +43,7 @@ class LineEditor(LineReader):
             complete_while_typing=Condition(self._is_command),
             reserve_space_for_menu=_MENU_ROWS,
             multiline=True,
+            enable_suspend=True,
             prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUATION,
             key_bindings=_bindings(commands),
             output=output,
@@ -135,4 +136,4 @@ class _FileHistory(History):
 
     def store_string(self, string: str) -> None:
         """Keep what was sent."""
-        self._lines.add(string)
+        self._lines.add(clean(string))

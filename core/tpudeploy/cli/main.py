@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tpudeploy.cli.app import PROGRAM, app
-from tpudeploy.cli.outcome import exit_code_of
-from tpudeploy.cli.terminal import prepare_streams, silence_stdout
+try:
+    from tpudeploy.cli.app import PROGRAM, app
+    from tpudeploy.cli.outcome import exit_code_of
+    from tpudeploy.cli.terminal import prepare_streams, silence_stdout
+except KeyboardInterrupt:  # Ctrl-C in the tenth of a second that these take
+    sys.exit(130)
 
 _COMPLETION_VARIABLE = "_TPUDEPLOY_COMPLETE"
 """Set by the shell when it asks for completions."""

@@ -19,7 +19,8 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def prepare_streams() -> None:
-    """Write every character in any locale: what the terminal cannot show is escaped, never a crash.
+    """Read and write in any locale: what the terminal cannot show is escaped, and typed bytes that are no
+    characters become halves of surrogate pairs; neither is a crash.
 
     A stream that the caller closed (``>&-``) is None in Python; it becomes one that swallows everything.
     """
@@ -29,6 +30,8 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def silence_stdout() -> None:

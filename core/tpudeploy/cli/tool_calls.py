@@ -100,7 +100,10 @@ class ToolTerminal(Attendant):
             forget_keys()
             sys.stderr.write(f"Run {call}? [y/N/always] ")
             sys.stderr.flush()
-            answer = sys.stdin.readline().strip().lower()
+            typed = sys.stdin.readline()
+            if not typed.endswith("\n"):
+                print_note("")  # Ctrl-D leaves the cursor behind the question
+        answer = typed.strip().lower()
         if answer in ("a", "always"):
             self._always.add(function.name)
         return Permission.YES if answer in ("y", "yes", "a", "always") else Permission.NO

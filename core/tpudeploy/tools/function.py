@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from tpudeploy.contracts.chat import check_tool_name
 from tpudeploy.errors import UsageError
 from tpudeploy.tools.docstring import read_docstring
+from tpudeploy.tools.results import describe_failure
 from tpudeploy.tools.signature import arguments_model, parameters_schema
 
 
@@ -62,6 +63,8 @@ class ToolFunction:
         except ValidationError as error:
             wrong = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
             raise ArgumentsError("; ".join(f"{place}: {message}" for place, message in wrong)) from error
+        except Exception as error:  # of a validator of the user's, which is anybody's code
+            raise ArgumentsError(describe_failure(error)) from error
         names = {field: info.alias or field for field, info in self._arguments.model_fields.items()}
         return {names[field]: getattr(values, field) for field in names if field in values.model_fields_set}
 

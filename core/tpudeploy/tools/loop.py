@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,14 +15,13 @@ from tpudeploy.runtime.generator import never
 from tpudeploy.runtime.reply import Reply
 from tpudeploy.runtime.writer import Cancelled
 from tpudeploy.tools.function import ArgumentsError, ToolFunction
-from tpudeploy.tools.results import LONGEST_RESULT, bounded, error_text, result_text
-from tpudeploy.tools.toolbox import Toolbox
+from tpudeploy.tools.results import LONGEST_RESULT, bounded, describe_failure, error_text, result_text
+from tpudeploy.tools.toolbox import TERMINATED, Toolbox
 
 MAX_ROUNDS = 8
 """Times that a model may ask for calls before it must have answered."""
 SHORTEST_RESULT = 100
 """Characters below which a result that does not fit is not cut any further."""
-_TERMINATED = 128 + signal.SIGTERM
 
 
 class Status(Enum):
@@ -175,11 +173,11 @@ class ToolLoop:
         except KeyboardInterrupt:
             return Status.INTERRUPTED, error_text("The user stopped this call.")
         except SystemExit as error:
-            if error.code == _TERMINATED:  # not the tool's wish: the program is told to end
+            if error.code == TERMINATED:  # not the tool's wish: the program is told to end
                 raise
             return Status.FAILED, error_text(f"SystemExit: {error.code}")
-        except Exception as error:  # noqa: BLE001 - a tool is anybody's code, and its failure is an answer
-            return Status.FAILED, error_text(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # noqa: BLE001 - a tool is anybody's code, and its failure is an answer
+            return Status.FAILED, error_text(describe_failure(error))
 
     def _send(self, count: int, cancelled: Cancelled) -> Reply:
         """Send the results of the last ``count`` calls; the longest is cut again and again where they do not fit."""

@@ -18,13 +18,27 @@ def result_text(value: object) -> str:
     :raises ValueError: JSON cannot carry it.
     """
     if isinstance(value, str):
-        return value or '""'  # formats may leave out a message without text
+        return _encodable(value) or '""'  # formats may leave out a message without text
     return json.dumps(json.loads(to_json(value, fallback=str, inf_nan_mode="strings")), ensure_ascii=False)
 
 
 def error_text(message: str) -> str:
     """A failure, as JSON."""
-    return json.dumps({"error": message}, ensure_ascii=False)
+    return json.dumps({"error": _encodable(message)}, ensure_ascii=False)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Type and message of what somebody else's code raised; an exception may fail even at telling its message."""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - anybody's code
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _encodable(text: str) -> str:
+    """``text`` with halves of surrogate pairs, as in names of files that are not UTF-8, written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def bounded(text: str, limit: int) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, NewType
 
 from tpudeploy.errors import UsageError
 from tpudeploy.tools.function import ToolFunction
+from tpudeploy.tools.results import describe_failure
+
+TERMINATED = 128 + signal.SIGTERM
+"""Code of the SystemExit by which the program is told to end: no wish, or failure, of the user's code."""
 
 
 class Toolbox:
@@ -54,7 +59,8 @@ def _functions_of(file: Path) -> Iterator[ToolFunction]:
 
 
 def _is_tool(name: str, value: object, module: ModuleType) -> bool:
-    if name.startswith("_") or inspect.isclass(value) or not callable(value):
+    # A NewType has name and module and can be called, but is a type.
+    if name.startswith("_") or inspect.isclass(value) or isinstance(value, NewType) or not callable(value):
         return False
     # The second name of a function (`g = f`) is no tool of its own.
     return getattr(value, "__module__", None) == module.__name__ and getattr(value, "__name__", None) == name
@@ -80,9 +86,13 @@ def _run(file: Path) -> ModuleType:
     try:
         loader.exec_module(module)
     except SyntaxError as error:
-        raise UsageError(f"{error.filename or file}:{error.lineno}: {error.msg}.") from error
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{file}:{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{error.filename or file}:{error.lineno or 1}: {error.msg}.") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the file is anybody's code: also SystemExit, and what asyncio raises
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            raise
+        raise UsageError(f"{file}:{_line_of(error, path)}: {describe_failure(error)}") from error
     finally:
         sys.dont_write_bytecode = written
     return module
