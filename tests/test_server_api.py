@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from cli_support import environment, run_program
-from server_support import MODEL, RunningServer, ScriptedEngine, fake_model, limits
+from server_support import MODEL, RunningServer, ScriptedEngine, fake_model, limits, wait_until
 from tpudeploy.launch import LaunchRequest, open_target
 from tpudeploy.plugins import registry
 from tpudeploy.server.settings import LOOPBACK_HOSTS, ServerSettings
@@ -461,7 +461,7 @@ def test_the_log_holds_no_prompt_unless_asked(caplog: pytest.LogCaptureFixture) 
         with RunningServer([fake_model(ScriptedEngine("an answer", endless=False))], settings) as server:
             response = server.post({"model": MODEL, "messages": HELLO}, headers={"X-Request-Id": "my-id.1"})
             assert response.headers["x-request-id"] == "my-id.1"
-            assert "prompt=" in caplog.text
+            wait_until(lambda: "prompt=" in caplog.text, "the line of the log, which follows the answer")
             assert "id=my-id.1" in caplog.text
             assert ("Hello" in caplog.text, "an answer" in caplog.text) == (wanted, wanted)
 

@@ -24,10 +24,12 @@ class StopText:
         if self.hit:
             return ""
         text = self._held + text
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
+        ends = [place + len(stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
             self.hit, self._held = True, ""
-            return text[: min(places)]
+            # The one that ends first is met, as it would be if the text came letter by letter.
+            met = text[: min(ends)]
+            return met[: min(place for stop in self._stops if (place := met.find(stop)) >= 0)]
         held = self._open_end(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

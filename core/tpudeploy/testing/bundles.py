@@ -26,8 +26,8 @@ def onnx_bundle(folder: Path, decoder: TinyDecoder, mode: QuantMode, half: DType
     files: dict[str, str] = {}
     for stem, names in tiny_weight_slices(nets).items():
         graphs = [(nets.net(name), build_graph(decoder.config, nets.net(name), nets.seq_length)) for name in names]
-        arrays = decoder.weights[stem].items()
-        files |= write_cpu_nets(folder, graphs, arrays, quant, weights_name=f"{stem}.bin")
+        arrays, scheme = decoder.weights[stem].items(), quant.of_kind(nets.net(names[0]).kind)
+        files |= write_cpu_nets(folder, graphs, arrays, scheme, weights_name=f"{stem}.bin")
     return tiny_manifest(folder, BundleFormat.ONNX, nets, quant, files)
 
 
