@@ -430,6 +430,8 @@ def test_other_paths_and_methods_get_error_objects(scripted: RunningServer) -> N
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")
     assert scripted.get("/v1/chat/completions").status_code == 405
     assert "error" in scripted.http.delete("/v1/models").json()
+    assert scripted.http.post("/v1/chat/completions/", json={}).status_code == 404
+    assert scripted.http.head("/health").status_code == 200
 
 
 def test_the_description_of_the_api_is_what_is_answered(scripted: RunningServer) -> None:

@@ -51,6 +51,7 @@ def create_app(
         title="tpudeploy",
         version=__version__,
         description="The part of OpenAI's API that a model on a TPU can honour.",
+        redirect_slashes=False,  # to http, also behind a proxy that speaks https
         docs_url=None,  # they load scripts from another host
         redoc_url=None,
         exception_handlers=_HANDLERS,

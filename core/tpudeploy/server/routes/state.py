@@ -23,6 +23,7 @@ def state_router(api: Api, metrics: Metrics) -> APIRouter:
         200: {"content": {"text/plain": {}}}, 401: ERRORS[401], 403: ERRORS[403], 500: ERRORS[500],
     }  # fmt: skip
 
+    @router.head("/health", include_in_schema=False)  # as some monitors ask
     @router.get("/health", responses=health, response_model=None)
     async def read_health() -> Response:
         """Whether requests are answered; needs no key, and says nothing of what is asked."""
