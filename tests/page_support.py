@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +87,25 @@ class Server:
         """End it in the middle of whatever it does."""
         self._process.kill()
         self._process.wait()
+
+    @contextmanager
+    def slowly(self) -> Iterator[None]:
+        """Let it run a tenth of the time: an answer takes long enough to do something in the middle of it."""
+        ended = threading.Event()
+
+        def pace() -> None:
+            while not ended.wait(0.01):
+                self._process.send_signal(signal.SIGSTOP)
+                ended.wait(0.09)
+                self._process.send_signal(signal.SIGCONT)
+
+        thread = threading.Thread(target=pace)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def __enter__(self) -> Self:
         return self

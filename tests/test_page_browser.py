@@ -89,13 +89,14 @@ def test_a_conversation_from_greeting_to_deletion(english: Visitor) -> None:
     page.wait_for_selector(".bubble:has-text('tpudeploy')")
 
 
-def test_stop_keeps_what_came_and_frees_the_model(english: Visitor) -> None:
+def test_stop_keeps_what_came_and_frees_the_model(english: Visitor, server: Server) -> None:
     page = english.page
     for stop in (lambda: page.click(".send.stop"), lambda: page.keyboard.press("Escape")):
         page.fill(".composer-text", LONG)
-        page.press(".composer-text", "Enter")
-        page.wait_for_selector(f"{LAST}[aria-busy=true] .prose :text('C++')")
-        stop()
+        with server.slowly():
+            page.press(".composer-text", "Enter")
+            page.wait_for_selector(f"{LAST}[aria-busy=true] .prose :text('C++')")
+            stop()
         answer = english.answer()
         assert "C++" in answer and "Stopped." in page.inner_text(LAST)
         assert not answer.rstrip().endswith("}"), "the whole program came: nothing was stopped"
@@ -353,9 +354,10 @@ def test_a_server_with_a_key_that_dies_in_the_middle(browser: Browser, home: Pat
         other.wait_for_selector(".error:has-text('needs an API key')")
 
         page.fill(".composer-text", LONG)
-        page.press(".composer-text", "Enter")
-        page.wait_for_selector(f"{LAST}[aria-busy=true] .prose :text('C++')")
-        locked.kill()
+        with locked.slowly():
+            page.press(".composer-text", "Enter")
+            page.wait_for_selector(f"{LAST}[aria-busy=true] .prose :text('C++')")
+            locked.kill()
         page.wait_for_selector(f"{LAST} .error:has-text('connection was lost')")
         assert "C++" in visitor.answer()
         page.fill(".composer-text", "Hello")
@@ -364,12 +366,13 @@ def test_a_server_with_a_key_that_dies_in_the_middle(browser: Browser, home: Pat
     visitor.close("401", "ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_SOCKET", "ERR_NETWORK")
 
 
-def test_a_reload_in_the_middle_keeps_what_came(english: Visitor) -> None:
+def test_a_reload_in_the_middle_keeps_what_came(english: Visitor, server: Server) -> None:
     page = english.page
     page.fill(".composer-text", LONG)
-    page.press(".composer-text", "Enter")
-    page.wait_for_selector(f"{LAST}[aria-busy=true] .code")
-    page.reload()
+    with server.slowly():
+        page.press(".composer-text", "Enter")
+        page.wait_for_selector(f"{LAST}[aria-busy=true] .code")
+        page.reload()
     page.wait_for_selector(f"{LAST} .error:has-text('closed in the middle')")
     assert english.texts(".bubble") == [LONG]
 
