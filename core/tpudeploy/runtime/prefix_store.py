@@ -103,9 +103,11 @@ class PrefixStore:
             self._nets = nets
 
     def shared(self, ids: tuple[int, ...]) -> int:
-        """How many leading ids have their rows here; from any thread."""
-        with self._lock:
-            return max((common_length(prefix.state.ids, ids) for prefix in self._stored), default=0)
+        """How many leading ids have their rows here, or had a moment ago; from any thread.
+
+        It takes no lock: a server's event loop asks, and must not wait while another thread copies rows.
+        """
+        return max((common_length(prefix.state.ids, ids) for prefix in tuple(self._stored)), default=0)
 
     def find(self, ids: tuple[int, ...]) -> Origin:
         """Where the rows of most leading ids are."""

@@ -69,9 +69,8 @@ class Ticket(Answering):
 
     def cancel(self) -> None:
         """See :meth:`Answering.cancel`."""
-        self.fail(
-            errors.cancelled()
-        )  # nobody is there to read it; whoever still waits for events must not wait for ever
+        # Nobody is there to read it; but whoever still waits for events must not wait for ever.
+        self.fail(errors.cancelled())
 
     def fail(self, error: errors.ApiError) -> None:
         """End it with an error, unless it has ended."""
